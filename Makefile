@@ -1,0 +1,46 @@
+# Two commands: `make quickstart` shows what LAM does, `make test` proves that it works.
+# Both build their own virtual environment. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) are honoured,
+# so an index or folder with a CPU build of torch can be chosen there.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+MODEL ?= LAM-base-v1
+
+.PHONY: quickstart test test-all lint format clean
+
+quickstart: $(VENV)/.runtime
+	$(BIN)/python examples/quickstart.py $(MODEL)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(f"LAM needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; set PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e ".[train,dev]"
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
