@@ -1,0 +1,53 @@
+"""LAM: linear-time sentence and document embeddings for transformers and sentence-transformers.
+
+Importing this package registers LAM with AutoConfig and AutoModel, so that a LAM folder loads without
+`trust_remote_code`. The registration and every public name load torch and transformers only when they are used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._registration import register as _register
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LAMConfig": "configuration_lam",
+    "LAMModel": "modeling_lam",
+    "LAMModelOutput": "modeling_lam",
+    "LAMPreTrainedModel": "modeling_lam",
+    "LAMState": "state_lam",
+    "chunk_dual_delta_rule": "delta_rule_lam",
+    "dual_delta_rule": "delta_rule_lam",
+    "recurrent_dual_delta_rule": "delta_rule_lam",
+}
+
+__all__ = [
+    "LAMConfig",
+    "LAMModel",
+    "LAMModelOutput",
+    "LAMPreTrainedModel",
+    "LAMState",
+    "chunk_dual_delta_rule",
+    "dual_delta_rule",
+    "recurrent_dual_delta_rule",
+]
+
+if TYPE_CHECKING:
+    from .configuration_lam import LAMConfig
+    from .delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
+    from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
+    from .state_lam import LAMState
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+_register()
