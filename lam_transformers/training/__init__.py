@@ -1,0 +1,1 @@
+"""Training LAM: data readers, the distillation stage."""
