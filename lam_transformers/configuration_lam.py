@@ -17,8 +17,8 @@ class LAMConfig(PreTrainedConfig):
         num_attention_heads (`int`): number H of memory heads, each with keys and values of width D / H.
         intermediate_size (`int`): width of the feed-forward block.
         hidden_act (`str`): activation of the feed-forward block.
-        max_position_embeddings (`int`): rows of the position table. It does not limit the length of a text: every
-            token beyond it takes the last row.
+        position_table_size (`int`): rows of the position table. It does not limit the length of a text: every token
+            beyond it takes the last row. (There is no `max_position_embeddings`: tools would truncate texts there.)
         type_vocab_size (`int`): rows of the token type table.
         layer_norm_eps (`float`): epsilon of the layer norms.
         conv_kernel (`int`): width of the causal depthwise convolution over queries, keys and values.
@@ -44,7 +44,7 @@ class LAMConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 1536
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
+    position_table_size: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     conv_kernel: int = 4
@@ -64,7 +64,7 @@ class LAMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         positive = (
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "type_vocab_size", "conv_kernel", "flux_hidden_size",
+            "position_table_size", "type_vocab_size", "conv_kernel", "flux_hidden_size",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) < 1:

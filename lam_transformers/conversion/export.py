@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..checks_lam import weights_checksum
+from ..configuration_lam import LAMConfig
 from ..modeling_lam import LAMModel
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ _SENTENCE_TRANSFORMERS = {
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
         {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
     ],
-    "sentence_bert_config.json": {"max_seq_length": UNBOUNDED, "do_lower_case": False},
+    "sentence_bert_config.json": {"do_lower_case": False},
     "config_sentence_transformers.json": {
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": ""},
@@ -39,13 +40,21 @@ def copy_code(folder: str | os.PathLike) -> None:
 
 
 def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Save a tokenizer without fixed truncation, fixed padding or a limit of length."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.model_max_length = UNBOUNDED
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    for leftover in ("max_length", "stride", "truncation_side", "truncation_strategy", "name_or_path"):
-        tokenizer.init_kwargs.pop(leftover, None)
+    """Save a tokenizer without fixed truncation, fixed padding or a limit of length.
+
+    It becomes a plain `PreTrainedTokenizerFast`: a BertTokenizer whose tokenizer.json is missing would load with an
+    empty vocabulary and give wrong ids without a word, this class refuses.
+    """
+    loaded = AutoTokenizer.from_pretrained(source)
+    backend = loaded.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    special = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=UNBOUNDED,
+        **{name: getattr(loaded, name) for name in special if getattr(loaded, name) is not None},
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -56,6 +65,7 @@ def save_weights(model: LAMModel, path: str | os.PathLike, dtype: torch.dtype) -
     save_file(tensors, temporary, metadata={"format": "pt"})
     metadata = {"format": "pt", "sha256": weights_checksum(temporary)}
     save_file(tensors, temporary, metadata=metadata)
+    os.chmod(temporary, 0o644)
     os.replace(temporary, path)
 
 
@@ -81,13 +91,14 @@ def export_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(source, folder)
-    config = model.config.to_dict()
-    for private in ("_name_or_path", "transformers_version"):
-        config.pop(private, None)
-    config["architectures"] = ["LAMModel"]
-    config["auto_map"] = {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"}
-    config["dtype"] = "float32"
-    _write_json(folder / "config.json", dict(sorted(config.items())))
+    config = {
+        "architectures": ["LAMModel"],
+        "auto_map": {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"},
+        "model_type": model.config.model_type,
+        "dtype": "float32",
+        **{name: getattr(model.config, name) for name in LAMConfig.__annotations__},
+    }
+    _write_json(folder / "config.json", config)
     for name, content in _SENTENCE_TRANSFORMERS.items():
         _write_json(folder / name, content)
     pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "mean", "include_prompt": True}

@@ -23,9 +23,10 @@ def config_from_bert(bert, **overrides) -> LAMConfig:
         raise ValueError(f"The base must have absolute positions, got '{bert.position_embedding_type}'.")
     shared = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-        "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
+        "type_vocab_size", "layer_norm_eps", "pad_token_id",
     )  # fmt: skip
-    return LAMConfig(**{name: getattr(bert, name) for name in shared}, **overrides)
+    geometry = {name: getattr(bert, name) for name in shared}
+    return LAMConfig(**geometry, position_table_size=bert.max_position_embeddings, **overrides)
 
 
 @torch.no_grad()
