@@ -11,6 +11,7 @@ _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
 _CONFIG = f"{__package__}.configuration_lam"
 _MODEL = f"{__package__}.modeling_lam"
+_LAYERS, _UTILS = "transformers.modeling_layers", "transformers.modeling_utils"
 
 
 def _register_config() -> None:
@@ -30,24 +31,28 @@ def _register_model() -> None:
     AutoModel.register(LAMConfig, LAMModel, exist_ok=True)
 
 
-# Each registration needs two modules: (transformers' auto module, LAM's own, what to do when both are there).
-_PAIRS = ((_AUTO_CONFIG, _CONFIG, _register_config), (_AUTO_MODEL, _MODEL, _register_model))
+# (transformers' auto module, what to do once it is there, modules that must not be in the middle of their import then:
+# LAM's own, which may have brought in the auto module, and those of transformers that do so and that LAM's own needs).
+_ACTIONS = (
+    (_AUTO_CONFIG, _register_config, {_AUTO_CONFIG, _CONFIG}),
+    (_AUTO_MODEL, _register_model, {_AUTO_MODEL, _MODEL, _LAYERS, _UTILS}),
+)
+_WATCHED = frozenset().union(*(modules for _, _, modules in _ACTIONS))
 _running: set[str] = set()
 
 
 def _after(name: str) -> None:
     """Called when module `name` has been executed."""
-    for auto, own, action in _PAIRS:
-        # Importing LAM's module may have brought us here before it is finished: then its own end registers.
-        if (name == auto and own not in _running) or (name == own and auto in sys.modules and auto not in _running):
+    for auto, action, modules in _ACTIONS:
+        if name in modules and auto in sys.modules and not modules & _running:
             action()
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `_after` once one of the four modules has been executed."""
+    """Calls `_after` once one of the watched modules has been executed."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in (_AUTO_CONFIG, _AUTO_MODEL, _CONFIG, _MODEL):
+        if fullname not in _WATCHED:
             return None
         finders = (f for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
         spec = next(filter(None, (f.find_spec(fullname, path, target) for f in finders)), None)
@@ -69,6 +74,6 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 def register() -> None:
     """Register LAM now if transformers' auto classes are there already, and otherwise as soon as they are."""
     sys.meta_path.insert(0, _AfterImport())
-    for auto, _, action in _PAIRS:
+    for auto, action, _ in _ACTIONS:
         if auto in sys.modules:
             action()

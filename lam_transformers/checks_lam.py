@@ -13,7 +13,7 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     given, size = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
-    if given.ndim != size or given.shape[1] == 0:
+    if given.ndim != size or 0 in given.shape[:2]:
         kind = "input_ids must be [B, T]" if size == 2 else "inputs_embeds must be [B, T, D]"
         raise ValueError(f"{kind} with at least one token, got {list(given.shape)}.")
     if size == 3 and given.shape[-1] != model.config.hidden_size:

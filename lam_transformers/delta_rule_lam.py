@@ -201,9 +201,9 @@ class _DecayMatrix(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (decay,) = ctx.saved_tensors
-        grad = grad * decay
-        per_total = grad.sum(-1) - grad.sum(-2)
-        return per_total.flip(-1).cumsum(-1).flip(-1)
+        size = decay.shape[-1]
+        before = torch.ones(size, size, dtype=grad.dtype, device=grad.device).triu_(1)
+        return ((grad * decay) @ before).tril_().sum(-2)
 
 
 class _UnitLowerInverse(torch.autograd.Function):

@@ -72,7 +72,8 @@ class ResonanceFlux(nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         resonance = (torch.einsum("...hk,hkj->...hj", q, self.bilinear.to(q.dtype)) * k).sum(-1) / self.temperature
-        hidden = self.in_proj(torch.cat([q, k, resonance.unsqueeze(-1).to(q.dtype)], dim=-1))
+        features = torch.cat([q, k, resonance.unsqueeze(-1).to(q.dtype)], dim=-1)
+        hidden = self.in_proj(features.to(self.in_proj.weight.dtype))
         return torch.sigmoid(self.out_proj(F.silu(hidden)).squeeze(-1))
 
 
@@ -256,7 +257,8 @@ class LAMModel(LAMPreTrainedModel):
         """Identifies the weights (by a small sample of them); a `LAMState` carries it."""
         digest = hashlib.sha256()
         for layer in self.layers:
-            for x in (layer.memory.decay_bias, layer.memory.norm_weight, layer.memory_norm.weight):
+            memory = layer.memory
+            for x in (memory.in_proj.weight[:, 0], memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
                 digest.update(x.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -282,7 +284,7 @@ class LAMModel(LAMPreTrainedModel):
         cu_seq_lens_q: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> LAMModelOutput:
+    ) -> LAMModelOutput | tuple[torch.Tensor, ...]:
         r"""
         Args:
             input_ids: [B, T] token ids. Give these or `inputs_embeds`.
@@ -322,22 +324,21 @@ class LAMModel(LAMPreTrainedModel):
             cache_params = self.new_state(batch if texts is None else len(texts.lengths))
         elif use_cache:
             check_state(self, cache_params, batch if texts is None else len(texts.lengths))
-        hidden_size = (batch, time) if texts is None else (1, texts.total)
+        size = (batch, time) if texts is None else (1, texts.total)
         if position_ids is None:
-            position_ids = _positions(texts, hidden_size, None if cache_params is None else cache_params.seen, given)
+            position_ids = _positions(texts, size, None if cache_params is None else cache_params.seen, given)
         if token_type_ids is None:
-            token_type_ids = torch.zeros(hidden_size, dtype=torch.long, device=given.device)
+            token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        output = self._run_layers(x, texts, cache_params, **kwargs)
+        output = self._run_layers(x, texts, cache_params, return_dict=True, **kwargs)
+        last, hidden_states = output.last_hidden_state, output.hidden_states
         if use_cache:
             cache_params.seen = cache_params.seen + (time if texts is None else texts.lengths)
-            output.cache_params = cache_params
         if real is not None:
-            output.last_hidden_state = _unpack(output.last_hidden_state, places, batch, time)
-            if output.hidden_states is not None:
-                output.hidden_states = tuple(
-                    None if x is None else _unpack(x, places, batch, time) for x in output.hidden_states
-                )
+            last = _unpack(last, places, batch, time)
+            if hidden_states is not None:
+                hidden_states = tuple(None if x is None else _unpack(x, places, batch, time) for x in hidden_states)
+        output = LAMModelOutput(last, cache_params if use_cache else None, hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 

@@ -28,6 +28,8 @@ def embed_texts(
         tokens_per_batch: padded tokens at most in one batch (one longer text is a batch of its own).
         progress: called with the number of texts done since the last call.
     """
+    if not len(texts):
+        return np.zeros((0, model.config.hidden_size), dtype=np.float32)
     encoded = tokenizer(list(texts), truncation=max_length is not None, max_length=max_length)["input_ids"]
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     embeddings = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)

@@ -22,6 +22,8 @@ def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
             scores.append(float(record["score"]))
         except KeyError as error:
             raise ValueError(f"{path}: a record has no field {error}, only {sorted(record)}.") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: score must be a number, got {record['score']!r}.") from error
     return first, second, np.array(scores)
 
 

@@ -1,0 +1,189 @@
+"""Streaming: a text read in pieces, and the state that is carried between them."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lam_transformers import LAMModel, LAMState
+
+from .helpers import assert_close_rms, assert_same_state, hidden, make_mask, random_ids, read_in_pieces, state_tensors
+
+
+@pytest.mark.parametrize("cuts", [[1], [20], [3], [4], [1, 2, 3, 4], [7, 14], list(range(1, 21))], ids=str)
+@pytest.mark.parametrize("kind", [None, "right", "left", "holes"])
+def test_splitting_anywhere_with_the_carried_state_changes_nothing(tiny_model, ids, kind, cuts):
+    mask = None if kind is None else make_mask(kind)
+    one_pass = tiny_model(ids, attention_mask=mask, use_cache=True)
+    got, state = read_in_pieces(tiny_model, ids, cuts, mask)
+    assert_close_rms("hidden states", got, one_pass.last_hidden_state, 1e-5)
+    assert_same_state(state, one_pass.cache_params)
+    assert state.seen.tolist() == ([21] * 3 if mask is None else [21, 9, 1])
+    assert_close_rms("without a state", got, hidden(tiny_model, ids, attention_mask=mask), 1e-5)
+
+
+def test_a_segment_that_is_wholly_masked_leaves_the_state_alone(tiny_model, ids):
+    state = tiny_model.new_state(3)
+    hidden(tiny_model, ids, cache_params=state)
+    before = state.clone()
+    output = hidden(tiny_model, ids, attention_mask=torch.zeros_like(ids), cache_params=state)
+    assert not output.any()
+    assert all(torch.equal(x, y) for x, y in zip(state_tensors(state), state_tensors(before), strict=True))
+
+
+def test_rows_that_end_early_keep_their_state_while_others_go_on(tiny_model, ids):
+    mask = make_mask("right", (21, 9, 1))
+    _, state = read_in_pieces(tiny_model, ids, [10], mask)
+    for row, length in enumerate((21, 9, 1)):
+        alone = tiny_model(ids[row : row + 1, :length], use_cache=True).cache_params
+        assert_same_state(state.select([row]), alone)
+
+
+def test_packed_texts_go_on_from_their_states(tiny_model):
+    ids = random_ids(1, 40, vocab_size=tiny_model.config.vocab_size)
+    first, second = torch.tensor([0, 5, 5, 20]), torch.tensor([0, 0, 12, 20])
+    state = tiny_model.new_state(3)
+    hidden(tiny_model, ids[:, :20], cu_seq_lens_q=first, cache_params=state)
+    got = hidden(tiny_model, ids[:, 20:], cu_seq_lens_q=second, cache_params=state)
+    assert state.seen.tolist() == [5, 12, 23]
+    whole = torch.cat([ids[:, 5:20], ids[:, 32:]], 1)
+    assert_close_rms("text 1", got[:, :12], hidden(tiny_model, ids[:, 20:32]), 1e-5)
+    assert_close_rms("text 2", got[:, 12:], hidden(tiny_model, whole)[:, 15:], 1e-5)
+
+
+def test_gradients_flow_through_a_carried_state_until_it_is_detached(make_model):
+    model = make_model()
+    ids = random_ids(2, 16, vocab_size=model.config.vocab_size)
+    whole = model(ids).last_hidden_state
+    (want,) = torch.autograd.grad(whole.square().mean(), model.layers[0].memory.in_proj.weight)
+    first = model(ids[:, :7], use_cache=True)
+    second = model(ids[:, 7:], cache_params=first.cache_params)
+    both = torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
+    (got,) = torch.autograd.grad(both.square().mean(), model.layers[0].memory.in_proj.weight)
+    assert_close_rms("gradient of in_proj", got, want, 1e-5)
+    assert first.cache_params.memory[0].requires_grad
+    assert not any(x.requires_grad for x in state_tensors(first.cache_params.detach()))
+
+
+def test_use_cache_follows_the_config_unless_given(make_model, ids):
+    model = make_model(use_cache=True)
+    assert isinstance(model(ids).cache_params, LAMState)
+    assert model(ids, use_cache=False).cache_params is None
+    assert make_model()(ids).cache_params is None
+
+
+@pytest.fixture
+def state(tiny_model, ids):
+    return tiny_model(ids, attention_mask=make_mask("right"), use_cache=True).cache_params.detach()
+
+
+def test_a_reset_state_is_a_new_one(tiny_model, state):
+    state.reset()
+    assert_same_state(state, tiny_model.new_state(3), 0)
+
+
+@pytest.mark.parametrize("rows", [[1], [2, 0], torch.tensor([1, 2])], ids=str)
+def test_reset_of_some_rows_leaves_the_others(tiny_model, state, rows):
+    before = state.clone()
+    state.reset(rows)
+    changed = [int(row) for row in rows]
+    kept = [row for row in range(3) if row not in changed]
+    assert_same_state(state.select(changed), tiny_model.new_state(len(changed)), 0)
+    assert_same_state(state.select(kept), before.select(kept), 0)
+
+
+def test_select_takes_rows_in_the_given_order(tiny_model, ids, state):
+    chosen = state.select([2, 0, 0])
+    assert chosen.batch_size == 3
+    assert chosen.seen.tolist() == [1, 21, 21]
+    want = hidden(tiny_model, ids, cache_params=state.clone())
+    got = hidden(tiny_model, ids[[2, 0, 0]], cache_params=chosen)
+    assert_close_rms("hidden states", got, want[[2, 0, 0]], 1e-5)
+
+
+def test_a_clone_shares_nothing_with_its_original(tiny_model, ids, state):
+    copied = state.clone()
+    kept = [x.clone() for x in state_tensors(state)]
+    hidden(tiny_model, ids, cache_params=copied)
+    for x in state_tensors(copied):
+        x.zero_()
+    assert all(torch.equal(x, y) for x, y in zip(state_tensors(state), kept, strict=True))
+
+
+def test_to_moves_every_tensor(state):
+    moved = state.to("meta")
+    assert {x.device.type for x in state_tensors(moved)} == {"meta"}
+    assert {x.device.type for x in state_tensors(state)} == {"cpu"}
+    assert moved.fingerprint == state.fingerprint
+
+
+def test_a_saved_state_goes_on_exactly(tiny_model, ids, state, tmp_path):
+    state.save(tmp_path / "text.state")
+    loaded = LAMState.load(tmp_path / "text.state")
+    assert_same_state(loaded, state, 0)
+    assert torch.equal(hidden(tiny_model, ids, cache_params=loaded), hidden(tiny_model, ids, cache_params=state))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.state"]
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: x[:40], lambda x: b"", lambda x: b"no state at all"])
+def test_a_damaged_state_file_is_refused(state, tmp_path, damage):
+    path = tmp_path / "text.state"
+    state.save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"text\.state"):
+        LAMState.load(path)
+
+
+def test_a_state_file_that_is_not_there_is_not_a_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        LAMState.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"lam_state": "0" * 16}], ids=str)
+def test_a_safetensors_file_of_something_else_is_refused(tmp_path, metadata):
+    save_file({"weight": torch.ones(3)}, tmp_path / "other.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"other\.safetensors.*not a saved LAMState"):
+        LAMState.load(tmp_path / "other.safetensors")
+
+
+def test_a_state_of_another_batch_size_is_refused(tiny_model, ids, state):
+    with pytest.raises(ValueError, match="cache_params holds 3 texts, the batch 2"):
+        tiny_model(ids[:2], cache_params=state)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 3}, {"num_attention_heads": 4}, {"conv_kernel": 3}, {"hidden_size": 32}], ids=str
+)
+def test_a_state_of_another_geometry_is_refused(make_model, ids, state, change):
+    with pytest.raises(ValueError, match="cache_params comes from another model"):
+        make_model(**change)(ids, cache_params=state)
+
+
+def test_a_state_of_other_weights_is_refused(make_model, tiny_model, ids, state):
+    other = make_model(seed=5)
+    assert other.fingerprint() != tiny_model.fingerprint()
+    with pytest.raises(ValueError, match=f"other weights.*{state.fingerprint}.*{other.fingerprint()}"):
+        other(ids, cache_params=state)
+
+
+def test_untrained_models_of_different_seeds_have_different_fingerprints(tiny_config):
+    fingerprints = set()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        fingerprints.add(LAMModel(tiny_config()).fingerprint())
+    assert len(fingerprints) == 2
+
+
+def test_the_fingerprint_survives_saving_and_loading(tiny_model, tiny_folder):
+    assert LAMModel.from_pretrained(tiny_folder).fingerprint() == tiny_model.fingerprint()
+
+
+def test_a_state_that_is_no_state_is_refused(tiny_model, ids):
+    with pytest.raises(ValueError, match="cache_params must be a LAMState"):
+        tiny_model(ids, cache_params={"memory": []})
+
+
+def test_a_refused_input_leaves_the_state_as_it_was(tiny_model, ids, state):
+    before = state.clone()
+    with pytest.raises(ValueError, match="input_ids"):
+        tiny_model(ids + tiny_model.config.vocab_size, cache_params=state)
+    assert_same_state(state, before, 0)
