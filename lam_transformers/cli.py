@@ -67,7 +67,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the weights that have no counterpart in the base.")] = 0,
 ) -> None:
     """Start an untrained LAM from a BERT: embeddings, feed-forward layers and norms are copied."""
-    with _clear_errors():
+    with _clear_errors(), console.status(f"Starting from {base}"):
         import torch
 
         from .conversion.export import export_model, save_tokenizer
@@ -154,7 +154,7 @@ def export(
     float32: Annotated[bool, typer.Option(help="Store the weights in float32 instead of float16.")] = False,
 ) -> None:
     """Write a folder that loads as a stranger: weights, tokenizer, code, sentence-transformers modules."""
-    with _clear_errors():
+    with _clear_errors(), console.status(f"Exporting {source}"):
         import torch
 
         from .conversion.export import export_model

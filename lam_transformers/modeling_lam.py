@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import dual_delta_rule
-from .state_lam import LAMState, check_state
+from .state_lam import LAMState, check_state, state_shapes
 
 
 @dataclass
@@ -137,18 +137,11 @@ class LAMMemory(nn.Module):
             z = torch.cat([z[0], rows.flatten(0, 1)]).index_select(0, texts.conv_source)
             after = z[texts.conv_after]
             z = z.unsqueeze(0)
-        # As a 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
+        # A 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
+        image = z.transpose(1, 2).unsqueeze(2)  # [B, 3 D, 1, T + kernel - 1]
         with torch.autocast(z.device.type, enabled=False):
-            y = (
-                F.conv2d(
-                    z.transpose(1, 2).unsqueeze(2),
-                    self.conv1d.weight.unsqueeze(2),
-                    self.conv1d.bias,
-                    groups=z.shape[-1],
-                )
-                .squeeze(2)
-                .transpose(1, 2)
-            )
+            y = F.conv2d(image, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=image.shape[1])
+        y = y.squeeze(2).transpose(1, 2)
         return y if texts is None else y.index_select(1, texts.conv_place), after
 
 
@@ -202,12 +195,13 @@ class LAMPreTrainedModel(PreTrainedModel):
             init.ones_(module.temperature)
             init.zeros_(module.out_proj.weight)
         elif isinstance(module, LAMMemory):
-            # The convolution starts as the identity, the flux at one half, the output gate at one half everywhere.
-            init.zeros_(module.conv1d.weight)
-            init.ones_(module.conv1d.weight[..., -1])
+            # The convolution starts as the identity, the flux and the output gate (or what stands for it) at one half.
+            identity = torch.zeros_like(module.conv1d.weight)
+            identity[..., -1] = 1
+            init.copy_(module.conv1d.weight, identity)
             init.zeros_(module.conv1d.bias)
             init.copy_(module.decay_bias, starting_decay_bias(config))
-            init.ones_(module.norm_weight)
+            init.constant_(module.norm_weight, 1.0 if module.gate_size else 0.5)
             if module.gate_proj is not None:
                 init.zeros_(module.gate_proj.weight)
 
@@ -243,9 +237,14 @@ class LAMModel(LAMPreTrainedModel):
             check_weights(pretrained_model_name_or_path)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys") if info[kind]}
-        if wrong:
-            raise OSError(f"{pretrained_model_name_or_path} does not hold the weights of this LAM: {wrong}.")
+        # Weights of a head beside the encoder's are not its business; unknown ones inside it mean another architecture.
+        own = [name for name, _ in model.named_children()]
+        unknown = [name for name in info["unexpected_keys"] if name.split(".")[0] in own]
+        if unknown or info["missing_keys"]:
+            raise OSError(
+                f"{pretrained_model_name_or_path} does not hold the weights of this LAM: "
+                f"missing {sorted(info['missing_keys'])}, unknown {sorted(unknown)}."
+            )
         return (model, info) if output_loading_info else model
 
     @property
@@ -264,12 +263,13 @@ class LAMModel(LAMPreTrainedModel):
 
     def new_state(self, batch_size: int) -> LAMState:
         """The empty state of `batch_size` texts that have not begun."""
-        config, like = self.config, self.embeddings.word_embeddings.weight
-        heads, width = config.num_attention_heads, config.head_size
-        like = torch.empty(0, device=like.device, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
-        memory = [like.new_zeros(batch_size, heads, 2, width, width) for _ in self.layers]
-        conv = [like.new_zeros(batch_size, config.conv_kernel - 1, 3 * config.hidden_size) for _ in self.layers]
-        seen = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+        weight, shapes = self.embeddings.word_embeddings.weight, state_shapes(self.config, batch_size)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        memory, conv = (
+            [torch.zeros(shapes[name], dtype=dtype, device=weight.device) for _ in self.layers]
+            for name in ("memory", "conv")
+        )
+        seen = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         return LAMState(memory, conv, seen, self.fingerprint())
 
     def forward(

@@ -78,22 +78,32 @@ class LAMState:
             raise ValueError(f"{path} is damaged and cannot be read as a LAMState: {error}") from error
 
 
-def check_state(model, state, batch):
+def state_shapes(config, batch: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of one layer's tensors in the state of `batch` texts."""
+    heads, width = config.num_attention_heads, config.head_size
+    return {
+        "memory": (batch, heads, 2, width, width),
+        "conv": (batch, config.conv_kernel - 1, 3 * config.hidden_size),
+    }
+
+
+def check_state(model, state, batch: int) -> None:
     """Raise ValueError unless `state` belongs to these weights and to a batch of this size."""
     if not hasattr(state, "fingerprint"):
         raise ValueError(f"cache_params must be a LAMState (model.new_state), got {type(state).__name__}.")
     if state.batch_size != batch:
         raise ValueError(f"cache_params holds {state.batch_size} texts, the batch {batch}; use LAMState.select.")
-    expected = model.new_state(batch)
-    for name in ("memory", "conv"):
-        got, want = getattr(state, name), getattr(expected, name)
-        if len(got) != len(want) or got[0].shape != want[0].shape:
+    layers = model.config.num_hidden_layers
+    for name, shape in state_shapes(model.config, batch).items():
+        got = getattr(state, name)
+        if len(got) != layers or tuple(got[0].shape) != shape:
             raise ValueError(
                 f"cache_params comes from another model: {name} is {len(got)} x {list(got[0].shape)}, "
-                f"this model has {len(want)} x {list(want[0].shape)}."
+                f"this model has {layers} x {list(shape)}."
             )
-    if not model.training and state.fingerprint != expected.fingerprint:
+    # While training, the weights change from one piece of a text to the next.
+    if not model.training and state.fingerprint != (expected := model.fingerprint()):
         raise ValueError(
-            f"cache_params was written by other weights (fingerprint {state.fingerprint}, "
-            f"this model is {expected.fingerprint}); start from model.new_state."
+            f"cache_params was written by other weights (fingerprint {state.fingerprint}, this model is {expected}); "
+            "start from model.new_state."
         )

@@ -140,9 +140,9 @@ class Distiller:
             if step % 10 == 0 or step == last:
                 self._log({"step": step, "tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 1),
                            **{n: round(x, 6) for n, x in self.progress.losses.items()}})  # fmt: skip
-            if step % evaluate_every == 0 or step == self.config.steps:
+            if self.accelerator.is_main_process and (step % evaluate_every == 0 or step == self.config.steps):
                 self._evaluate()
-            if step % checkpoint_every == 0 or step == last:
+            if self.accelerator.is_main_process and (step % checkpoint_every == 0 or step == last):
                 self.save()
             if on_step is not None:
                 on_step(self.progress)
@@ -153,7 +153,9 @@ class Distiller:
         factor = learning_rate_factor(progress.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        ids = torch.from_numpy(self.batches[progress.step]).to(self.accelerator.device)
+        processes = self.accelerator.num_processes
+        batch = self.batches[progress.step * processes + self.accelerator.process_index]
+        ids = torch.from_numpy(batch).to(self.accelerator.device)
         self.student.train()
         with self.accelerator.autocast():
             with torch.no_grad():
@@ -178,7 +180,7 @@ class Distiller:
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
-        progress.tokens += ids.numel()
+        progress.tokens += ids.numel() * processes
         progress.seconds += time.monotonic() - began
         progress.losses = {n: x.item() for n, x in losses.items()} | {
             "loss": loss.item(), "gradient_norm": float(norm), "learning_rate": config.learning_rate * factor,
@@ -233,5 +235,7 @@ class Distiller:
         self.progress = Progress(**record["progress"])
 
     def _log(self, record: dict) -> None:
+        if not self.accelerator.is_main_process:
+            return
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -1,0 +1,170 @@
+"""LAM-base-v1 as a stranger meets it: a folder, offline, an empty cache, no package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lam_transformers.checks_lam import weights_checksum
+from lam_transformers.conversion.export import PACKAGE, SHIPPED_CODE
+
+ROOT = Path(__file__).resolve().parent.parent
+RELEASE = ROOT / "LAM-base-v1"
+FILES = {
+    "1_Pooling/config.json", "2_Normalize/config.json", "README.md", "config.json",
+    "config_sentence_transformers.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
+    "tokenizer.json", "tokenizer_config.json", *SHIPPED_CODE,
+}  # fmt: skip
+TEXTS = [
+    "A man is playing a guitar on the street.",
+    "",
+    "[PAD] and [SEP] stand here literally, [MASK] too.",
+    "\u4e2d\u6587 \u0416\u0418\u0417\u041d\u042c caf\u00e9 \U0001f642",
+    "\ue000\ue001\ue002",
+    "word " * 700,
+]
+PRELUDE = """
+import sys, json
+{hide}
+import numpy as np, torch
+from transformers import AutoModel, AutoTokenizer
+texts = json.loads(sys.argv[1])
+
+def embed(model, tokenizer):
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model.eval()(**batch).last_hidden_state
+    weights = batch["attention_mask"].unsqueeze(-1).float()
+    return torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1).numpy()
+"""
+HIDE = "sys.modules['lam_transformers'] = None"
+STRANGER = """
+model, info = AutoModel.from_pretrained("LAM-base-v1", trust_remote_code=True, output_loading_info=True)
+assert not any(info.values()), info
+assert model.dtype == torch.float32, model.dtype
+assert "transformers_modules" in type(model).__module__
+tokenizer = AutoTokenizer.from_pretrained("LAM-base-v1", trust_remote_code=True)
+assert tokenizer.model_max_length > 10**9
+np.save(sys.argv[2], embed(model, tokenizer))
+"""
+REGISTERED = """
+import lam_transformers
+model, info = AutoModel.from_pretrained("LAM-base-v1", output_loading_info=True)
+assert not any(info.values()), info
+assert type(model).__module__ == "lam_transformers.modeling_lam"
+np.save(sys.argv[2], embed(model, AutoTokenizer.from_pretrained("LAM-base-v1")))
+"""
+SENTENCE_TRANSFORMERS = """
+from sentence_transformers import SentenceTransformer
+np.save(sys.argv[2], SentenceTransformer("LAM-base-v1", trust_remote_code=True).encode(texts))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with nothing but LAM-base-v1."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(RELEASE, folder / "LAM-base-v1")
+    return folder
+
+
+def run_door(checkout, cache, body, hide):
+    out = cache / "embeddings.npy"
+    code = PRELUDE.format(hide=HIDE if hide else "") + body
+    environment = {**os.environ, "HF_HOME": str(cache / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, json.dumps(TEXTS), str(out)],
+        cwd=checkout, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.load(out)
+
+
+def test_three_doors_give_the_same_finite_unit_embeddings(checkout, tmp_path_factory):
+    doors = {
+        "stranger": (STRANGER, True),
+        "registered": (REGISTERED, False),
+        "sentence-transformers": (SENTENCE_TRANSFORMERS, True),
+    }
+    got = {name: run_door(checkout, tmp_path_factory.mktemp("cache"), *door) for name, door in doors.items()}
+    for name, embeddings in got.items():
+        assert np.isfinite(embeddings).all(), name
+        assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5), name
+        assert np.abs(embeddings - got["stranger"]).max() < 1e-5, name
+
+
+def test_the_folder_holds_exactly_what_it_should():
+    found = {str(p.relative_to(RELEASE)) for p in RELEASE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert found == FILES
+
+
+@pytest.mark.parametrize("name", SHIPPED_CODE)
+def test_shipped_code_is_the_packages_own(name):
+    assert (RELEASE / name).read_bytes() == (PACKAGE / name).read_bytes(), "run `lam export` to refresh LAM-base-v1"
+
+
+@pytest.mark.parametrize("name", SHIPPED_CODE)
+def test_shipped_code_is_short_and_flat(name):
+    text = (PACKAGE / name).read_text()
+    assert len(text.splitlines()) < 400
+    relative = [line for line in text.splitlines() if line.strip().startswith("from .")]
+    assert all(line.split()[1].lstrip(".") + ".py" in SHIPPED_CODE for line in relative), relative
+
+
+def test_weights_are_small_half_precision_and_checked():
+    from safetensors import safe_open
+
+    path = RELEASE / "model.safetensors"
+    assert path.stat().st_size <= 50e6
+    with safe_open(path, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+        assert file.metadata()["sha256"] == weights_checksum(path)
+    assert json.loads((RELEASE / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_related_sentences_are_closer_than_unrelated_ones():
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(RELEASE), trust_remote_code=True)
+    first, second, other = encoder.encode(
+        ["A man plays the guitar.", "Someone is playing an instrument.", "The stock market fell sharply today."]
+    )
+    assert first @ second > 0.5 > 0.3 > first @ other
+
+
+def test_handbook_search_finds_the_known_passages():
+    import re
+
+    from sentence_transformers import SentenceTransformer
+
+    text = (ROOT / "examples/data/handbook.md").read_text(encoding="utf-8")
+    passages = [p.strip() for p in re.split(r"\n\s*\n", text) if p.strip() and not p.startswith("#")]
+    lines = (ROOT / "examples/data/questions.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line) for line in lines]
+    assert len(questions) == 25
+    assert all(q["passage"] in passages for q in questions)
+    encoder = SentenceTransformer(str(RELEASE), trust_remote_code=True)
+    scores = encoder.similarity(encoder.encode([q["question"] for q in questions]), encoder.encode(passages))
+    best = scores.topk(5).indices.tolist()
+    found = sum(q["passage"] in [passages[i] for i in row] for q, row in zip(questions, best, strict=True))
+    assert found / len(questions) >= 0.8
+
+
+def test_saved_again_it_still_loads_as_a_stranger(tmp_path, tmp_path_factory):
+    """save_pretrained from the registered class and from sentence-transformers both carry the code along."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(RELEASE), trust_remote_code=True)
+    folder = tmp_path / "LAM-base-v1"
+    encoder.save_pretrained(str(folder))
+    for name in SHIPPED_CODE:
+        assert (folder / name).exists(), name
+    got = run_door(tmp_path, tmp_path_factory.mktemp("cache"), SENTENCE_TRANSFORMERS, True)
+    assert np.abs(got - encoder.encode(TEXTS)).max() < 1e-5
