@@ -123,6 +123,10 @@ def distill(
             train_everything=train_everything, bf16=bf16, seed=seed,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(student)
+        if AutoTokenizer.from_pretrained(base_path(teacher)).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"{teacher} has another vocabulary than {student}; layer-wise distillation needs the same."
+            )
         with _progress("Reading texts", None) as (_, advance):
             table = load_or_tokenize(out, text or [], hub_dataset, exclude or [], tokenizer, max_length, advance)
         console.print(f"{len(table):,} texts, {len(table.ids):,} tokens.")

@@ -24,7 +24,11 @@ from transformers.utils.output_capturing import capture_outputs
 from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import dual_delta_rule
+from .packing_lam import PackedTexts, positions, unpack
 from .state_lam import LAMState, check_state, state_shapes
+
+# Tokens of each text that go through the layers at once where a text is longer than twice that.
+SEGMENT = 2048
 
 
 @dataclass
@@ -100,7 +104,7 @@ class LAMMemory(nn.Module):
     def forward(self, x, texts, memory=None, conv=None):
         """x [B, T, D] -> y [B, T, D], and memory [B, H, 2, K, V] and conv [B, kernel - 1, 3 D] after the last token.
 
-        texts: the `_Texts` of a packed row, or None where every row of x is one text.
+        texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
         """
         size, heads = x.shape[-1], self.heads
         qkv, per_head, gate = self.in_proj(x).split([3 * size, 5 * heads, self.gate_size], dim=-1)
@@ -311,10 +315,9 @@ class LAMModel(LAMPreTrainedModel):
         real = real_tokens(attention_mask, given, cu_seq_lens_q, use_cache)
         texts = None
         if cu_seq_lens_q is not None:
-            texts = _Texts(cu_seq_lens_q.to(given.device).long(), time, self.config.conv_kernel)
+            texts = PackedTexts(cu_seq_lens_q.to(given.device).long().diff(), self.config.conv_kernel)
         elif real is not None:
-            lengths = real.sum(1)
-            texts = _Texts(F.pad(lengths.cumsum(0), (1, 0)), int(lengths.sum()), self.config.conv_kernel)
+            texts = PackedTexts(real.sum(1), self.config.conv_kernel)
             places = real.flatten().nonzero().squeeze(1)
             input_ids, inputs_embeds, token_type_ids, position_ids = (
                 None if x is None else x.expand(batch, *x.shape[1:]).flatten(0, 1)[places].unsqueeze(0)
@@ -326,21 +329,36 @@ class LAMModel(LAMPreTrainedModel):
             check_state(self, cache_params, batch if texts is None else len(texts.lengths))
         size = (batch, time) if texts is None else (1, texts.total)
         if position_ids is None:
-            position_ids = _positions(texts, size, None if cache_params is None else cache_params.seen, given)
+            position_ids = positions(texts, size, None if cache_params is None else cache_params.seen, given)
         if token_type_ids is None:
             token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        output = self._run_layers(x, texts, cache_params, return_dict=True, **kwargs)
+        output = self._read(x, texts, cache_params, **kwargs)
         last, hidden_states = output.last_hidden_state, output.hidden_states
         if use_cache:
             cache_params.seen = cache_params.seen + (time if texts is None else texts.lengths)
         if real is not None:
-            last = _unpack(last, places, batch, time)
+            last = unpack(last, places, batch, time)
             if hidden_states is not None:
-                hidden_states = tuple(None if x is None else _unpack(x, places, batch, time) for x in hidden_states)
+                hidden_states = tuple(None if x is None else unpack(x, places, batch, time) for x in hidden_states)
         output = LAMModelOutput(last, cache_params if use_cache else None, hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
+        """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
+        longest = x.shape[1] if texts is None else int(texts.lengths.max())
+        whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
+        if whole or longest <= 2 * SEGMENT:
+            return self._run_layers(x, texts, state, return_dict=True, **kwargs)
+        state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
+        last = torch.empty_like(x)
+        for start in range(0, longest, SEGMENT):
+            places, piece = slice(start, start + SEGMENT), None
+            if texts is not None:
+                places, piece = texts.segment(start, SEGMENT)
+            last[:, places] = self._run_layers(x[:, places], piece, state, return_dict=True, **kwargs).last_hidden_state
+        return LAMModelOutput(last_hidden_state=last)
 
     @capture_outputs
     def _run_layers(self, x, texts, state, **kwargs) -> LAMModelOutput:
@@ -352,41 +370,10 @@ class LAMModel(LAMPreTrainedModel):
         return LAMModelOutput(last_hidden_state=x)
 
 
-class _Texts:
-    """Where the texts of a packed row begin and end, and how the convolution finds the inputs before each."""
-
-    def __init__(self, cu_seqlens: torch.Tensor, total: int, kernel: int):
-        self.cu_seqlens, self.total, self.lengths = cu_seqlens, total, cu_seqlens.diff()
-        count, before, device = len(self.lengths), kernel - 1, cu_seqlens.device
-        self.index = torch.repeat_interleave(torch.arange(count, device=device), self.lengths, output_size=total)
-        # In the convolution's input each text stands behind `before` rows of its own.
-        self.conv_place = torch.arange(total, device=device) + before * self.index  # of a token's output
-        self.conv_source = torch.empty(total + before * count, dtype=torch.long, device=device)
-        rows = torch.arange(before, device=device)
-        ahead = cu_seqlens[:-1, None] + before * torch.arange(count, device=device)[:, None] + rows
-        self.conv_source[ahead.flatten()] = total + torch.arange(before * count, device=device)
-        self.conv_source[self.conv_place + before] = torch.arange(total, device=device)
-        self.conv_after = ahead + self.lengths[:, None]  # [N, before]
-
-
 def _unit(x: torch.Tensor) -> torch.Tensor:
     """x / |x| over the last dimension, float32 or wider, epsilon inside the root."""
     x = x if x.dtype == torch.float64 else x.float()
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
-
-
-def _unpack(x, places, batch, time):
-    """[1, real tokens, D] -> [B, T, D], zero at the absent ones."""
-    return x.new_zeros(batch * time, x.shape[-1]).index_copy(0, places, x[0]).view(batch, time, -1)
-
-
-def _positions(texts, size, seen, like):
-    """Absolute index of each token in its text, [B, T]."""
-    index = torch.arange(size[1], device=like.device).expand(size)
-    if texts is not None:
-        start = texts.cu_seqlens[:-1] if seen is None else texts.cu_seqlens[:-1] - seen
-        return index - start[texts.index]
-    return index if seen is None else index + seen.unsqueeze(1)
 
 
 LAMConfig.register_for_auto_class()

@@ -14,7 +14,9 @@ from ..configuration_lam import LAMConfig
 from ..modeling_lam import LAMModel
 
 PACKAGE = Path(__file__).resolve().parent.parent
-SHIPPED_CODE = ("checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "state_lam.py")
+SHIPPED_CODE = (
+    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py", "state_lam.py",
+)  # fmt: skip
 UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
 
 _SENTENCE_TRANSFORMERS = {
