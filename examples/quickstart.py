@@ -98,6 +98,10 @@ def peak_memory() -> float:
 def main() -> None:
     model_name = sys.argv[1] if len(sys.argv) > 1 else "LAM-base-v1"
     os.chdir(ROOT)
+    if model_name == "LAM-base-v1" and not (ROOT / model_name / "model.safetensors").exists():
+        sys.exit(
+            "LAM-base-v1 has no weights in this checkout. Name another model: python examples/quickstart.py FOLDER"
+        )
     with console.status(f"Loading {model_name}"):
         encoder = SentenceTransformer(model_name, trust_remote_code=True)
     show_similarities(encoder)

@@ -99,6 +99,9 @@ def distill(
     tokens_per_batch: Annotated[int, typer.Option(help="Tokens in a batch.")] = 2048,
     max_length: Annotated[int, typer.Option(help="Texts are cut after this many tokens.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    hidden_weight: Annotated[float, typer.Option(help="Weight of the hidden-state loss.")] = 1.0,
+    embedding_weight: Annotated[float, typer.Option(help="Weight of the embedding loss.")] = 4.0,
+    similarity_weight: Annotated[float, typer.Option(help="Weight of the in-batch similarity loss.")] = 20.0,
     orthogonality_weight: Annotated[float, typer.Option(help="Weight of the orthogonal regularisation.")] = 0.0,
     train_everything: Annotated[bool, typer.Option(help="Also train embeddings, FFN and norms.")] = False,
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = True,
@@ -119,7 +122,9 @@ def distill(
             raise ValueError("Give some text: --text PATH or --hub-dataset NAME.")
         config = DistillConfig(
             steps=steps, warmup_steps=warmup_steps, decay_steps=decay_steps, tokens_per_batch=tokens_per_batch,
-            max_length=max_length, learning_rate=learning_rate, orthogonality_weight=orthogonality_weight,
+            max_length=max_length, learning_rate=learning_rate, hidden_weight=hidden_weight,
+            embedding_weight=embedding_weight, similarity_weight=similarity_weight,
+            orthogonality_weight=orthogonality_weight,
             train_everything=train_everything, bf16=bf16, seed=seed,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(student)

@@ -16,6 +16,9 @@ from lam_transformers.conversion.export import PACKAGE, SHIPPED_CODE
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = ROOT / "LAM-base-v1"
+pytestmark = pytest.mark.skipif(
+    not (RELEASE / "model.safetensors").exists(), reason="LAM-base-v1 has no weights in this checkout"
+)
 FILES = {
     "1_Pooling/config.json", "2_Normalize/config.json", "README.md", "config.json",
     "config_sentence_transformers.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
