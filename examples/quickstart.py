@@ -49,15 +49,15 @@ def show_search(encoder: SentenceTransformer) -> None:
     questions = [json.loads(line) for line in lines]
     scores = encoder.similarity(encoder.encode([q["question"] for q in questions]), encoder.encode(passages))
     best = scores.topk(5).indices.tolist()
-    ranks = [[passages[i] for i in row].index(q["passage"]) if q["passage"] in [passages[i] for i in row] else None
-             for q, row in zip(questions, best, strict=True)]  # fmt: skip
+    found = [[passages[i] for i in row] for row in best]
     table = Table(title=f"Search over {len(passages)} passages of a library's handbook", show_lines=True)
     table.add_column("question", ratio=2)
     table.add_column("best passage", ratio=5)
     for i in (1, 4, 14):
-        table.add_row(questions[i]["question"], passages[best[i][0]][:180] + " ...")
+        table.add_row(questions[i]["question"], found[i][0][:180] + " ...")
     console.print(table)
-    first, five = sum(r == 0 for r in ranks), sum(r is not None for r in ranks)
+    first = sum(q["passage"] == row[0] for q, row in zip(questions, found, strict=True))
+    five = sum(q["passage"] in row for q, row in zip(questions, found, strict=True))
     console.print(
         f"All {len(questions)} questions: right passage first {first} times, among the first five {five} times."
     )

@@ -8,6 +8,8 @@ import os
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .delta_rule_lam import check_cu_seqlens
+
 
 def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     if (input_ids is None) == (inputs_embeds is None):
@@ -40,18 +42,9 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
 def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
     """The mask as bool [B, T], or None where every token is real."""
     if cu_seq_lens_q is not None:
-        if given.shape[0] != 1:
-            raise ValueError(f"With cu_seq_lens_q the texts lie in one row (B = 1), got B = {given.shape[0]}.")
+        check_cu_seqlens("cu_seq_lens_q", cu_seq_lens_q, *given.shape[:2])
         if attention_mask is not None and not bool((attention_mask == 1).all()):
             raise ValueError("A packed row has no padding: leave attention_mask out when cu_seq_lens_q is given.")
-        ends = cu_seq_lens_q.tolist()
-        if (
-            cu_seq_lens_q.ndim != 1
-            or len(ends) < 2
-            or ends != sorted(ends)
-            or (ends[0], ends[-1]) != (0, given.shape[1])
-        ):
-            raise ValueError(f"cu_seq_lens_q must rise from 0 to T = {given.shape[1]}, got {str(ends)[:60]}.")
         return None
     if attention_mask is None:
         return None

@@ -140,12 +140,10 @@ def distill(
             AutoModel.from_pretrained(base_path(teacher), dtype=torch.float32),
             tokenizer, table, config, out, dev,
         )  # fmt: skip
-        distiller.resume()
-        with _progress("Distilling", steps) as (bar, advance):
-            advance(distiller.progress.step)
+        with _progress("Distilling", steps) as (bar, _):
 
             def show(state) -> None:
-                advance(1)
+                bar.update(bar.task_ids[0], completed=state.step)
                 if state.step % 10 == 0:
                     speed, best = state.tokens / max(state.seconds, 1e-9), state.best_score
                     note = f"Distilling  loss {state.losses['loss']:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"

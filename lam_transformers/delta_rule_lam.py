@@ -150,10 +150,9 @@ def _scan_chunks(q, k, v, beta, log_decay, write, read, state, active):
     inverse = _UnitLowerInverse.apply(overlap)  # [M, H, 2, C, C]
     value = inverse @ ((beta.unsqueeze(2) * write).unsqueeze(-1) * v.unsqueeze(2))  # U [M, H, 2, C, V]
     score = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay  # [M, H, 2, C, C]
-    total = log_decay.cumsum(-1)  # G [M, H, 2, C]
     to_end = decay[..., -1, :, None] * k.unsqueeze(2)  # exp(G_C - G_s) k_s [M, H, 2, C, K]
     if len(active) > 1 or state is not None:
-        from_start = total.exp().unsqueeze(-1)
+        from_start = log_decay.cumsum(-1).exp().unsqueeze(-1)  # exp(G) [M, H, 2, C, 1]
         key = inverse @ (from_start * beta_k.unsqueeze(2))  # W [M, H, 2, C, K]
         query = from_start * q.unsqueeze(2)
         chunk_decay = from_start[..., -1:, :]  # exp(G_C) [M, H, 2, 1, 1]
@@ -184,8 +183,8 @@ class _DecayMatrix(torch.autograd.Function):
     """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C].
 
     The running sum is float64 where the device has it: a difference of two large float32 sums would lose the digits of
-    a small one behind a strong forgetting. Backward sums D * grad over rows and columns instead of keeping five more
-    matrices alive.
+    a small one behind a strong forgetting. Backward sums D * grad over t >= r > s for each r instead of keeping five
+    more matrices alive.
     """
 
     @staticmethod
@@ -324,7 +323,7 @@ def check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlen
     texts = batch
     if cu_seqlens is not None:
         texts = len(cu_seqlens) - 1
-        _check_cu_seqlens(cu_seqlens, batch, time)
+        check_cu_seqlens("cu_seqlens", cu_seqlens, batch, time)
     if state is not None and tuple(state.shape) != (texts, heads, 2, width, value_width):
         expected = [texts, heads, 2, width, value_width]
         raise ValueError(f"state must be {expected} (texts, heads, 2, K, V), got {list(state.shape)}.")
@@ -332,10 +331,11 @@ def check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlen
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
 
 
-def _check_cu_seqlens(cu_seqlens, batch, time):
+def check_cu_seqlens(name, cu_seqlens, batch, time) -> None:
+    """Raise ValueError unless `cu_seqlens`, which the caller calls `name`, bounds the texts of one row of T tokens."""
     if batch != 1:
-        raise ValueError(f"With cu_seqlens the texts lie in one row (B = 1), got B = {batch}.")
+        raise ValueError(f"With {name} the texts lie in one row (B = 1), got B = {batch}.")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
-        raise ValueError(f"cu_seqlens must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
+        raise ValueError(f"{name} must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != time or bool((cu_seqlens.diff() < 0).any()):
-        raise ValueError(f"cu_seqlens must rise from 0 to T = {time}, got {cu_seqlens.tolist()[:8]}.")
+        raise ValueError(f"{name} must rise from 0 to T = {time}, got {cu_seqlens.tolist()[:8]}.")

@@ -72,20 +72,23 @@ def read_texts(files: Iterable[Path], hub_dataset: str | None = None) -> Iterato
         else:
             records = read_records(path)
         for record in records:
-            for field in TEXT_FIELDS:
-                value = record.get(field)
-                if isinstance(value, str) and value.strip():
-                    count += 1
-                    yield path.name, value.strip()
+            for text in _texts_of(record):
+                count += 1
+                yield path.name, text
         if not count:
             raise ValueError(f"{path} has no text: expected one of the fields {', '.join(TEXT_FIELDS)}.")
     if hub_dataset is not None:
         from datasets import load_dataset
 
         for record in load_dataset(hub_dataset, split="train", streaming=True):
-            for field in TEXT_FIELDS:
-                if isinstance(record.get(field), str) and record[field].strip():
-                    yield hub_dataset, record[field].strip()
+            for text in _texts_of(record):
+                yield hub_dataset, text
+
+
+def _texts_of(record: dict) -> list[str]:
+    """The non-empty text fields of a record."""
+    values = (record.get(field) for field in TEXT_FIELDS)
+    return [value.strip() for value in values if isinstance(value, str) and value.strip()]
 
 
 def normalise(text: str) -> str:

@@ -4,16 +4,15 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from ..evaluation.embedding import embed_texts
 from ..evaluation.sts import evaluate_sts
@@ -101,9 +100,7 @@ class Distiller:
         self._check(student, teacher)
         precision = "bf16" if config.bf16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
-        torch.manual_seed(config.seed)
-        random.seed(config.seed)
-        np.random.seed(config.seed)
+        set_seed(config.seed)
         self.parameters = trainable_parameters(student, config)
         groups = [
             {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
