@@ -12,31 +12,43 @@ from ._registration import register as _register
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Chunk": "encoding",
     "LAMConfig": "configuration_lam",
+    "LAMEncoder": "encoding",
     "LAMModel": "modeling_lam",
     "LAMModelOutput": "modeling_lam",
     "LAMPreTrainedModel": "modeling_lam",
+    "LAMSession": "encoding",
     "LAMState": "state_lam",
+    "LAMTransformer": "sentence_transformers_module",
     "chunk_dual_delta_rule": "delta_rule_lam",
     "dual_delta_rule": "delta_rule_lam",
+    "late_chunks": "encoding",
     "recurrent_dual_delta_rule": "delta_rule_lam",
 }
 
 __all__ = [
+    "Chunk",
     "LAMConfig",
+    "LAMEncoder",
     "LAMModel",
     "LAMModelOutput",
     "LAMPreTrainedModel",
+    "LAMSession",
     "LAMState",
+    "LAMTransformer",
     "chunk_dual_delta_rule",
     "dual_delta_rule",
+    "late_chunks",
     "recurrent_dual_delta_rule",
 ]
 
 if TYPE_CHECKING:
     from .configuration_lam import LAMConfig
     from .delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
+    from .encoding import Chunk, LAMEncoder, LAMSession, late_chunks
     from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
+    from .sentence_transformers_module import LAMTransformer
     from .state_lam import LAMState
 
 

@@ -159,6 +159,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder to write; may be SOURCE itself to refresh its code files.")],
     card: Annotated[Path | None, typer.Option(help="Markdown file to become README.md.")] = None,
     float32: Annotated[bool, typer.Option(help="Store the weights in float32 instead of float16.")] = False,
+    stock: Annotated[bool, typer.Option(help="Use sentence-transformers' own modules only.")] = False,
 ) -> None:
     """Write a folder that loads as a stranger: weights, tokenizer, code, sentence-transformers modules."""
     with _clear_errors(), console.status(f"Exporting {source}"):
@@ -167,7 +168,7 @@ def export(
         from .conversion.export import export_model
 
         text = None if card is None else card.read_text(encoding="utf-8")
-        export_model(source, out, torch.float32 if float32 else torch.float16, text)
+        export_model(source, out, torch.float32 if float32 else torch.float16, text, stock)
         console.print(f"Wrote {out}.")
 
 

@@ -20,9 +20,8 @@ pytestmark = pytest.mark.skipif(
     not (RELEASE / "model.safetensors").exists(), reason="LAM-base-v1 has no weights in this checkout"
 )
 FILES = {
-    "1_Pooling/config.json", "2_Normalize/config.json", "README.md", "config.json",
-    "config_sentence_transformers.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
-    "tokenizer.json", "tokenizer_config.json", *SHIPPED_CODE,
+    "1_Normalize/config.json", "README.md", "config.json", "config_sentence_transformers.json", "model.safetensors",
+    "modules.json", "sentence_lam_config.json", "tokenizer.json", "tokenizer_config.json", *SHIPPED_CODE,
 }  # fmt: skip
 TEXTS = [
     "A man is playing a guitar on the street.",

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,23 +17,36 @@ from ..modeling_lam import LAMModel
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
-    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py", "state_lam.py",
+    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py",
+    "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
 UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
 
 _SENTENCE_TRANSFORMERS = {
-    "modules.json": [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-    ],
-    "sentence_bert_config.json": {"do_lower_case": False},
     "config_sentence_transformers.json": {
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": ""},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     },
+}
+_OWN_MODULES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_module.LAMTransformer"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "sentence_lam_config.json": {"max_seq_length": None, "pooling_mode": "mean", "token_budget": None},
+    "1_Normalize/config.json": {},
+}
+_STOCK_MODULES: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "sentence_bert_config.json": {"do_lower_case": False},
+    "1_Pooling/config.json": {"embedding_dimension": None, "pooling_mode": "mean", "include_prompt": True},
+    "2_Normalize/config.json": {},
 }
 
 
@@ -72,7 +87,11 @@ def save_weights(model: LAMModel, path: str | os.PathLike, dtype: torch.dtype) -
 
 
 def export_model(
-    source: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype = torch.float16, card: str | None = None
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    dtype: torch.dtype = torch.float16,
+    card: str | None = None,
+    stock: bool = False,
 ) -> None:
     """Write a self-contained model folder: weights, configuration, tokenizer, code, sentence-transformers modules.
 
@@ -81,6 +100,7 @@ def export_model(
         folder: where to; files of the same name are replaced, others stay.
         dtype: of the stored weights; the configuration says float32, so that they compute in float32.
         card: text of README.md; None leaves a README.md that is there.
+        stock: name sentence-transformers' own modules instead of `LAMTransformer`, for places that refuse others.
 
     Raises:
         OSError: if `source` cannot be loaded.
@@ -101,16 +121,26 @@ def export_model(
         **{name: getattr(model.config, name) for name in LAMConfig.__annotations__},
     }
     _write_json(folder / "config.json", config)
-    for name, content in _SENTENCE_TRANSFORMERS.items():
-        _write_json(folder / name, content)
-    pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "mean", "include_prompt": True}
-    for name, content in (("1_Pooling", pooling), ("2_Normalize", {})):
-        (folder / name).mkdir(exist_ok=True)
-        _write_json(folder / name / "config.json", content)
+    _write_modules(folder, model.config.hidden_size, stock)
     copy_code(folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     save_weights(model, folder / "model.safetensors", dtype)
+
+
+def _write_modules(folder: Path, width: int, stock: bool) -> None:
+    """The files that sentence-transformers reads; those of the other kind of folder are removed."""
+    modules, others = (_STOCK_MODULES, _OWN_MODULES) if stock else (_OWN_MODULES, _STOCK_MODULES)
+    for name in others.keys() - modules.keys():
+        (folder / name).unlink(missing_ok=True)
+        if (folder / name).parent != folder:
+            with suppress(OSError):  # not there, or not ours alone
+                (folder / name).parent.rmdir()
+    for name, content in (_SENTENCE_TRANSFORMERS | modules).items():
+        if isinstance(content, dict) and "embedding_dimension" in content:
+            content = content | {"embedding_dimension": width}
+        (folder / name).parent.mkdir(exist_ok=True)
+        _write_json(folder / name, content)
 
 
 def _write_json(path: Path, content) -> None:

@@ -1,0 +1,162 @@
+"""Late chunking: one pass over a text, one embedding for each of its spans."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..streaming_lam import RunningPool, check_text, stream
+from .parts import Parts
+
+SEGMENT = 2048
+# The end of a sentence: a full stop, question or exclamation mark with what closes quotations behind it, before a
+# space; their East Asian forms need none. A line that ends in a blank line is a sentence too.
+_SENTENCE_END = re.compile(
+    "[.!?\u2026]+[\"'\u201d\u2019)\\]]*(?=\\s)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*|\n[ \t\r]*\n"
+)
+_PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A span of a text and its embedding.
+
+    Attributes:
+        text: the span, `whole[start:end]`.
+        start, end: its characters in the whole text.
+        embedding: [D] float32. It carries what stands before the span, too.
+    """
+
+    text: str
+    start: int
+    end: int
+    embedding: np.ndarray
+
+
+@torch.inference_mode()
+def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, int]] = "sentence") -> list[Chunk]:
+    """Embed spans of a text in the light of everything before them (Günther et al. 2024, "Late Chunking"), in one pass.
+
+    A span's embedding is the mean of the states of the tokens that lie wholly inside it, normalised if the model's
+    embeddings are. Unlike a softmax encoder's, the states know what came before and not what follows.
+
+    Args:
+        model: a SentenceTransformer of a LAM folder, or a `LAMEncoder`.
+        text: of any length.
+        boundaries: "sentence" (a plain rule: . ! ? before a space, or a blank line), "paragraph" (blank lines), a
+            number of tokens, or your own spans (start, end) in characters, in order and without overlap.
+
+    Returns:
+        one `Chunk` a span; spans of "sentence" and "paragraph" without a token (a line of spaces) are left out.
+
+    Raises:
+        ValueError: for a text that is no string, spans out of range, out of order, overlapping, empty or without a
+            whole token, and unknown boundaries.
+    """
+    parts, text = Parts(model), check_text(text)
+    if isinstance(boundaries, bool) or (isinstance(boundaries, int) and boundaries < 1):
+        raise ValueError(f"boundaries must be a positive number of tokens, got {boundaries!r}.")
+    if isinstance(boundaries, int):
+        return _by_tokens(parts, text, boundaries)
+    own = not isinstance(boundaries, str)
+    if own:
+        spans = _check_spans(boundaries, len(text))
+    elif boundaries == "sentence":
+        spans = _split(text, _SENTENCE_END)
+    elif boundaries == "paragraph":
+        spans = _split(text, _PARAGRAPH_END)
+    else:
+        raise ValueError(
+            f"boundaries must be 'sentence', 'paragraph', a number of tokens or spans, got {boundaries!r}."
+        )
+    pools = [RunningPool("mean") for _ in spans]
+    starts, ends = (np.array([span[i] for span in spans], dtype=np.int64) for i in (0, 1))
+    for states, offsets in _states(parts, text):
+        # The only span that can hold a token is the last one that starts no later than it.
+        place = np.searchsorted(starts, offsets[:, 0], side="right") - 1
+        inside = (place >= 0) & (offsets[:, 1] <= ends[np.maximum(place, 0)]) if len(spans) else np.zeros(0, bool)
+        for i in np.unique(place[inside]) if len(spans) else ():
+            pools[i].add(states[torch.from_numpy(inside & (place == i))])
+    if own and (short := [span for span, pool in zip(spans, pools, strict=True) if not pool.count]):
+        start, end = short[0]
+        raise ValueError(f"The span ({start}, {end}) = {text[start:end][:40]!r} holds no whole token.")
+    return [
+        Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy())
+        for (start, end), pool in zip(spans, pools, strict=True)
+        if pool.count
+    ]
+
+
+def _by_tokens(parts: Parts, text: str, size: int) -> list[Chunk]:
+    chunks, pool, start, end = [], RunningPool("mean"), 0, 0
+    for states, offsets in _states(parts, text):
+        first = 0
+        while first < len(states):
+            last = min(first + size - pool.count, len(states))
+            if not pool.count:
+                start = int(offsets[first, 0])
+            pool.add(states[first:last])
+            end, first = int(offsets[last - 1, 1]), last
+            if pool.count == size:
+                chunks.append(Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy()))
+                pool = RunningPool("mean")
+    if pool.count:
+        chunks.append(Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy()))
+    return chunks
+
+
+def _states(parts: Parts, text: str) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Token states [T, D] and their characters [T, 2] in the text, a segment at a time, special tokens left out."""
+    opening = len(parts.tokenizer.opening)
+    waiting: list[np.ndarray] = []
+
+    def segments():
+        ids, offsets = list(parts.tokenizer.opening), [(0, 0)] * opening
+        for start, end in parts.tokenizer.pieces(text):
+            new, places = parts.tokenizer.piece_with_offsets(text[start:end])
+            ids += new
+            offsets += [(start + a, start + b) for a, b in places]
+            while len(ids) >= SEGMENT:
+                waiting.append(np.array(offsets[:SEGMENT], dtype=np.int64).reshape(-1, 2))
+                yield ids[:SEGMENT]
+                ids, offsets = ids[SEGMENT:], offsets[SEGMENT:]
+        waiting.append(np.array(offsets, dtype=np.int64).reshape(-1, 2))
+        yield ids
+
+    skip = opening
+    for states, _ in stream(parts.lam, segments()):
+        offsets = waiting.pop(0)
+        yield states[skip:], offsets[skip:]
+        skip = 0
+
+
+def _split(text: str, end: re.Pattern) -> list[tuple[int, int]]:
+    """Spans between the matches of `end`, each with its end mark, without the spaces around."""
+    marks = [0, *(found.end() for found in end.finditer(text)), len(text)]
+    spans = []
+    for start, stop in itertools.pairwise(marks):
+        piece = text[start:stop]
+        start += len(piece) - len(piece.lstrip())
+        stop -= len(piece) - len(piece.rstrip())
+        if start < stop:
+            spans.append((start, stop))
+    return spans
+
+
+def _check_spans(spans: Iterable, length: int) -> list[tuple[int, int]]:
+    checked: list[tuple[int, int]] = []
+    for span in spans:
+        try:
+            start, end = span
+            start, end = int(start), int(end)
+        except (TypeError, ValueError):
+            raise ValueError(f"A span must be two integers (start, end), got {span!r}.") from None
+        if not 0 <= start < end <= length:
+            raise ValueError(f"The span ({start}, {end}) is empty or out of range: the text has {length} characters.")
+        if checked and start < checked[-1][1]:
+            raise ValueError(f"The span ({start}, {end}) begins before the one before it ends, {checked[-1]}.")
+        checked.append((start, end))
+    return checked

@@ -1,0 +1,58 @@
+"""LAMEncoder: a LAM folder in one line, without remote code."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .session import LAMSession
+
+
+class LAMEncoder:
+    """Loads a LAM folder with the code of this package (nothing from the folder is executed).
+
+    `model` is the SentenceTransformer inside, for everything that is not here.
+
+    Args:
+        path: a LAM folder or Hub id.
+        device: as SentenceTransformer's.
+    """
+
+    def __init__(self, path: str | os.PathLike = "LAM-base-v1", device: str | None = None, **kwargs):
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Normalize
+        from sentence_transformers.util import load_file_path
+
+        from ..sentence_transformers_module import LAMTransformer
+
+        config = load_file_path(os.fspath(path), "config_sentence_transformers.json")
+        settings = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
+        modules = [LAMTransformer.load(os.fspath(path), **kwargs), Normalize()]
+        self.model = SentenceTransformer(
+            modules=modules,
+            device=device,
+            prompts=settings.get("prompts"),
+            default_prompt_name=settings.get("default_prompt_name"),
+        )
+
+    def encode(self, texts: str | list[str], **kwargs) -> np.ndarray:
+        """[D] for one text, [texts, D] for several; arguments as `SentenceTransformer.encode`."""
+        return self.model.encode(texts, **kwargs)
+
+    def similarity(self, first, second):
+        """Cosine similarities [A, B] of two sets of embeddings, or of texts."""
+        first, second = (self._embeddings(x) for x in (first, second))
+        return self.model.similarity(first, second)
+
+    def _embeddings(self, given):
+        texts = isinstance(given, str) or (isinstance(given, list) and all(isinstance(x, str) for x in given))
+        return self.encode([given] if isinstance(given, str) else given) if texts else given
+
+    def encode_stream(self, pieces: Iterable[str]) -> np.ndarray:
+        """[D]: the embedding of the text that the pieces make together, in constant memory."""
+        session = LAMSession(self.model)
+        for piece in pieces:
+            session.append(piece)
+        return session.embedding()
