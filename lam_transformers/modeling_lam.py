@@ -27,6 +27,11 @@ from .delta_rule_lam import dual_delta_rule
 from .packing_lam import PackedTexts, positions, unpack
 from .state_lam import LAMState, check_state, state_shapes
 
+try:  # an accelerator, where the package lam-transformers is installed
+    from lam_transformers import kernels
+except ImportError:
+    kernels = None
+
 # Tokens of each text that go through the layers at once where a text is longer than twice that.
 SEGMENT = 2048
 
@@ -107,7 +112,11 @@ class LAMMemory(nn.Module):
         texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
         """
         size, heads = x.shape[-1], self.heads
-        qkv, per_head, gate = self.in_proj(x).split([3 * size, 5 * heads, self.gate_size], dim=-1)
+        projected = self.in_proj(x)
+        if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
+            y, memory, conv = done
+            return self.out_proj(y.to(x.dtype)), memory, conv
+        qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
         qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
         q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
         q, k = _unit(q), _unit(k)
@@ -253,8 +262,9 @@ class LAMModel(LAMPreTrainedModel):
 
     @property
     def backend(self) -> str:
-        """Which implementation of the memory runs."""
-        return "torch"
+        """Which implementation of the memory runs: "native" (lam_transformers.kernels) or "torch"."""
+        weight = self.layers[0].memory.in_proj.weight
+        return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
 
     def fingerprint(self) -> str:
         """Identifies the weights (by a small sample of them); a `LAMState` carries it."""

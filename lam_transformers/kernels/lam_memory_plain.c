@@ -1,0 +1,16 @@
+/* lam_memory.c for any processor, and which variants this one can run. */
+#define LAM_SUFFIX _plain
+#include "lam_memory.c"
+
+/* Bits: 1 avx512, 2 avx2, 4 plain. */
+int64_t lam_supported(void) {
+    int64_t found = 4;
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found |= 2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+        found |= 1;
+#endif
+    return found;
+}

@@ -1,0 +1,216 @@
+"""The compiled CPU kernel: finding it, and calling it forward and backward."""
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+WIDTH, TAPS, HIDDEN = 32, 4, 16
+_VARIANTS = ("avx512", "avx2", "plain")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("heads", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in (
+            "conv_weight", "conv_bias", "decay_bias", "bilinear", "temperature",
+            "flux_in", "flux_in_bias", "flux_out", "flux_out_bias", "norm_weight",
+        )),
+        *((name, ctypes.c_float) for name in ("eps", "cosine", "sine")),
+    ]  # fmt: skip
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        ("z", ctypes.c_void_p), ("z_stride", ctypes.c_int64), ("gate", ctypes.c_void_p), ("y", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p), ("texts", ctypes.c_int64), ("state", ctypes.c_void_p), ("conv", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = [
+        ("dy", ctypes.c_void_p), ("dz", ctypes.c_void_p), ("dgate", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p), ("blocks", ctypes.c_int64),
+    ]  # fmt: skip
+
+
+class Library:
+    """One variant of the kernel, for the instructions that this processor has."""
+
+    def __init__(self, path: Path):
+        loaded = ctypes.CDLL(os.fspath(path))
+        loaded.lam_supported.restype = ctypes.c_int64
+        known = [name for i, name in enumerate(_VARIANTS) if loaded.lam_supported() >> i & 1]
+        wanted = os.environ.get("LAM_KERNEL_VARIANT") or known[0]
+        if wanted not in known:
+            raise ValueError(f"LAM_KERNEL_VARIANT must be one of {', '.join(known)} on this machine, got {wanted!r}.")
+        self.variant = wanted
+        self.forward, self.backward = (getattr(loaded, f"lam_{name}_{wanted}") for name in ("forward", "backward"))
+        size = getattr(loaded, f"lam_gradient_size_{wanted}")
+        self.forward.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
+        self.backward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
+        self.forward.restype = self.backward.restype = size.restype = ctypes.c_int64
+        self.gradient_size = size()
+        self.team = _openmp_team()
+
+
+@functools.cache
+def library() -> Library | None:
+    """The compiled kernel, or None if this installation has none."""
+    endings = (".so", ".dylib", ".pyd", ".dll")
+    found = [p for p in sorted(Path(__file__).parent.glob("_lam_memory*")) if p.suffix in endings]
+    for path in found:
+        try:
+            return Library(path)
+        except OSError:
+            continue
+    return None
+
+
+def why_missing() -> str:
+    return f"it was not compiled when lam-transformers was installed (no C compiler that can build it, {sys.platform})"
+
+
+def _openmp_team() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch has loaded; None: the kernel runs on one thread.
+
+    A runtime of the kernel's own would keep a second team of threads that competes with torch's for the cores.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    names = [os.fspath(p) for pattern in ("libgomp*", "libiomp5*", "libomp*") for p in sorted(folder.glob(pattern))]
+    for name in [*names, "libgomp.so.1"]:
+        try:
+            runtime = ctypes.CDLL(name, mode=getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_LAZY", 1))
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def why_not_geometry(memory) -> str | None:
+    """Why a `LAMMemory` of this shape cannot run in the kernel, or None."""
+    sizes = {
+        "head size": (memory.width, WIDTH),
+        "convolution kernel": (memory.conv1d.weight.shape[-1], TAPS),
+        "flux hidden size": (memory.flux.in_proj.out_features, HIDDEN),
+    }
+    wrong = [f"{name} {got} (it is built for {want})" for name, (got, want) in sizes.items() if got != want]
+    return f"the model has {', '.join(wrong)}" if wrong else None
+
+
+def memory_layer(memory, projected, texts, state, conv, differentiable: bool):
+    """As `kernels.memory_layer`, native and nothing else."""
+    batch, time = projected.shape[:2]
+    size, heads = memory.heads * memory.width, memory.heads
+    rows = projected.flatten(0, 1)
+    z, gate = rows.split([3 * size + 5 * heads, memory.gate_size], dim=-1)
+    gate = None if not memory.gate_size else gate if memory.gate_proj is None else memory.gate_proj(gate)
+    bounds = torch.arange(batch + 1) * time if texts is None else texts.cu_seqlens
+    numbers = (memory.eps, memory.cos, memory.sin)
+    with torch.autocast("cpu", enabled=False):
+        parameters = _parameters(memory)
+        z, gate = z.float(), None if gate is None else gate.float()
+        if differentiable:
+            y = _Memory.apply(z, gate, bounds, numbers, *parameters)
+            return y.view(batch, time, size), None, None
+        state, conv = (
+            None if x is None else x.float().clone(memory_format=torch.contiguous_format) for x in (state, conv)
+        )
+        y = _forward(z, gate, bounds, numbers, parameters, state, conv)
+    return y.view(batch, time, size), state, conv
+
+
+def _parameters(memory) -> list[torch.Tensor]:
+    flux = memory.flux
+    return [
+        memory.conv1d.weight, memory.conv1d.bias, memory.decay_bias, flux.bilinear, flux.temperature,
+        flux.in_proj.weight, flux.in_proj.bias, flux.out_proj.weight, flux.out_proj.bias, memory.norm_weight,
+    ]  # fmt: skip
+
+
+def _ready(x):
+    """Rows of unit stride that the kernel can read, starting where the tensor starts."""
+    return x if x is None or (x.stride(-1) == 1 and (x.ndim < 2 or x.stride(0) >= x.shape[1])) else x.contiguous()
+
+
+def _pointer(x: torch.Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _layer(parameters, numbers) -> tuple[_Layer, list[torch.Tensor]]:
+    """The kernel's view of the parameters, and the tensors that have to live as long."""
+    kept = [p.detach().float().contiguous() for p in parameters]
+    return _Layer(kept[2].shape[1], *(p.data_ptr() for p in kept), *numbers), kept
+
+
+def _rows(z, gate, y, bounds, state, conv) -> _Rows:
+    return _Rows(
+        z.data_ptr(), z.stride(0), _pointer(gate), _pointer(y), bounds.data_ptr(), len(bounds) - 1,
+        _pointer(state), _pointer(conv),
+    )  # fmt: skip
+
+
+def _run(function, *structures) -> None:
+    loaded = library()
+    assert loaded is not None
+    if function(*(ctypes.addressof(s) for s in structures), loaded.team, torch.get_num_threads()):
+        raise MemoryError("The native kernel could not allocate its working memory.")
+
+
+def _forward(z, gate, bounds, numbers, parameters, state=None, conv=None) -> torch.Tensor:
+    loaded = library()
+    assert loaded is not None
+    layer, kept = _layer(parameters, numbers)
+    z, gate, bounds = _ready(z), None if gate is None else gate.contiguous(), bounds.contiguous()
+    y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1])
+    _run(loaded.forward, layer, _rows(z, gate, y, bounds, state, conv))
+    return y
+
+
+class _Memory(torch.autograd.Function):
+    """The kernel with its gradients; backward computes the forward again, block by block."""
+
+    @staticmethod
+    def forward(ctx, z, gate, bounds, numbers, *parameters):
+        ctx.save_for_backward(z, gate, bounds, *parameters)
+        ctx.numbers = numbers
+        return _forward(z, gate, bounds, numbers, parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        loaded = library()
+        assert loaded is not None
+        z, gate, bounds, *parameters = ctx.saved_tensors
+        layer, kept = _layer(parameters, ctx.numbers)
+        heads, texts = kept[2].shape[1], len(bounds) - 1
+        z, gate, bounds, dy = (
+            z.contiguous(),
+            None if gate is None else gate.contiguous(),
+            bounds.contiguous(),
+            dy.contiguous(),
+        )
+        dz, dgate = torch.empty_like(z), None if gate is None else torch.empty_like(gate)
+        blocks = max(1, min(texts, -(-2 * torch.get_num_threads() // heads)))
+        gradient = torch.zeros(blocks, heads, loaded.gradient_size)
+        back = _Backward(dy.data_ptr(), dz.data_ptr(), _pointer(dgate), gradient.data_ptr(), blocks)
+        _run(loaded.backward, layer, _rows(z, gate, None, bounds, None, None), back)
+        return dz, dgate, None, None, *_unpack(gradient.sum(0), parameters)
+
+
+def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
+    """Gradients of one head a row, as struct lam_gradient lays them out -> one tensor a parameter."""
+    heads, width = len(gradient), WIDTH
+    sizes = [3 * TAPS * width, 3 * width, width * width, HIDDEN * 2 * width, *[HIDDEN] * 3, width, 2, 1, 1]
+    taps, conv_bias, bilinear, flux_in, resonance, in_bias, out, norm, decay, temperature, out_bias = gradient.split(
+        sizes, dim=-1
+    )
+    flux_in = torch.cat([flux_in.sum(0).view(HIDDEN, 2 * width), resonance.sum(0).unsqueeze(1)], dim=1)
+    found = [
+        taps.view(heads, 3, TAPS, width).permute(1, 0, 3, 2), conv_bias.view(heads, 3, width).transpose(0, 1),
+        decay.t(), bilinear, temperature, flux_in, in_bias.sum(0), out.sum(0), out_bias.sum(0), norm.sum(0),
+    ]  # fmt: skip
+    return [x.reshape(p.shape).to(p.dtype) for x, p in zip(found, parameters, strict=True)]
