@@ -30,7 +30,7 @@ from .state_lam import LAMState, check_state, state_shapes
 try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
 except ImportError:
-    kernels = None
+    kernels = None  # type: ignore[assignment]
 
 # Tokens of each text that go through the layers at once where a text is longer than twice that.
 SEGMENT = 2048
