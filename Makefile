@@ -7,8 +7,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL ?= LAM-base-v1
+FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test test-all test-frameworks $(FRAMEWORKS:%=test-%) lint format clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python examples/quickstart.py $(MODEL)
@@ -19,8 +20,14 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev test-frameworks
 	$(BIN)/python -m pytest
+
+# Each framework again in an environment of its own: its extra must be enough, with the newest versions that fit it.
+test-frameworks: $(FRAMEWORKS:%=test-%)
+
+$(FRAMEWORKS:%=test-%): test-%: $(VENV)/frameworks/%/.done
+	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/test_integration_$(subst -,_,$*).py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,8 +46,15 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[train,dev,frameworks]"
 	touch $@ $(VENV)/.runtime
+
+# Only torch keeps its version, so that a CPU build stays one.
+$(VENV)/frameworks/%/.done: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m venv $(@D)
+	grep '^torch==' constraints.txt > $(@D)/torch.txt
+	$(@D)/bin/python -m pip install -q -c $(@D)/torch.txt -e ".[$*]" pytest
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

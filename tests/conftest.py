@@ -4,13 +4,16 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Frameworks that count their users do so from the import on.
+os.environ.update(HAYSTACK_TELEMETRY_ENABLED="False", ANONYMIZED_TELEMETRY="False", LANGSMITH_TRACING="false")
 
+import handbook
 import pytest
 import torch
 
 import lam_transformers
 
-from .helpers import perturb, random_ids
+from .helpers import documented_code, perturb, random_ids
 
 WORDS = """
     the is was in on and of to man woman dog cat child plays runs sleeps eats sings reads house street music guitar book
@@ -118,3 +121,32 @@ def tiny_bert(tokenizer, tmp_path_factory):
     perturb(BertModel(config), 1, 0.05).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_model():
+    """Folder of the trained model (LAM_MODEL or LAM-base-v1) as a string."""
+    folder = handbook.trained_model()
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"{folder.name} has no weights in this checkout")
+    return str(folder.resolve())
+
+
+@pytest.fixture(scope="session")
+def encoder(trained_model):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(trained_model, trust_remote_code=True)
+
+
+@pytest.fixture
+def run_documented(trained_model, tmp_path, monkeypatch, capsys):
+    """Runs the code of a section of docs/INTEGRATIONS.md where LAM-base-v1 is the trained model; what it printed."""
+
+    def run(section):
+        (tmp_path / "LAM-base-v1").symlink_to(trained_model)
+        monkeypatch.chdir(tmp_path)
+        exec(compile(documented_code(section), f"docs/INTEGRATIONS.md, {section}", "exec"), {"__name__": "documented"})
+        return capsys.readouterr().out
+
+    return run

@@ -1,6 +1,14 @@
-"""What several test files need: errors of tensors by name, random inputs of the memory rule, tiny models."""
+"""What several test files need: errors of tensors by name, random inputs of the memory rule, tiny models.
 
+Also what the tests of other frameworks share.
+"""
+
+import os
+import re
+
+import pytest
 import torch
+from handbook import ROOT
 
 from lam_transformers import LAMState
 
@@ -141,3 +149,16 @@ def assert_same_state(got: LAMState, want: LAMState, bound: float = 1e-5):
 
 def state_tensors(state: LAMState) -> list[torch.Tensor]:
     return [*state.memory, *state.conv, state.seen]
+
+
+def require(module: str, extra: str) -> None:
+    """Skip the test file unless the framework is there; with LAM_REQUIRE=extra its import has to succeed."""
+    if os.environ.get("LAM_REQUIRE") != extra:
+        pytest.importorskip(module, reason=f"the {extra} extra is not installed")
+
+
+def documented_code(section: str) -> str:
+    """The Python code of a section of docs/INTEGRATIONS.md."""
+    text = (ROOT / "docs/INTEGRATIONS.md").read_text(encoding="utf-8")
+    (body,) = re.findall(rf"(?ms)^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text)
+    return "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", body))

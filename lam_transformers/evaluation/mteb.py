@@ -1,0 +1,130 @@
+"""LAM in MTEB: the model's metadata, and tasks on local files (mteb itself would download its data)."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import mteb
+from datasets import Dataset
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from safetensors import safe_open
+
+from ..checks_lam import weights_checksum
+from .retrieval import read_beir
+from .sts import read_pairs
+
+# Data sets of MTEB whose queries or texts are among the training texts (docs/TRAINING.md), without labels or
+# relevance judgements. What all-MiniLM-L6-v2 was trained on counts through `adapted_from`.
+TRAINING_TEXTS = (
+    "Banking77Classification",
+    "CQADupstackRetrieval",
+    "ClimateFEVER",
+    "DBPedia",
+    "FEVER",
+    "FiQA2018",
+    "HotpotQA",
+    "MSMARCO",
+    "NQ",
+    "QuoraRetrieval",
+    "TRECCOVID",
+    "Touche2020",
+)
+
+
+def _load(name: str, revision: str | None = None, *, folder: str, **options) -> SentenceTransformerEncoderWrapper:
+    return SentenceTransformerEncoderWrapper(folder, trust_remote_code=True, **options)
+
+
+def lam_meta(folder: str | os.PathLike) -> ModelMeta:
+    """What MTEB wants to know about the model in a LAM folder, and how to load it.
+
+    The revision is the checksum of the weights, so that results of other weights are never taken from MTEB's cache.
+    """
+    path = Path(folder).resolve()
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    weights = path / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return ModelMeta(
+        loader=_load,
+        loader_kwargs={"folder": str(path)},
+        name=f"LAM/{path.name}",
+        revision=weights_checksum(weights)[:16],
+        release_date=None,
+        languages=["eng-Latn"],
+        n_parameters=parameters,
+        n_embedding_parameters=config["vocab_size"] * config["hidden_size"],
+        memory_usage_mb=round(4 * parameters / 2**20, 1),
+        max_tokens=math.inf,
+        embed_dim=config["hidden_size"],
+        license="apache-2.0",
+        open_weights=True,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["Sentence Transformers", "PyTorch", "Transformers", "safetensors"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=False,
+        training_datasets=set(TRAINING_TEXTS),
+        adapted_from="sentence-transformers/all-MiniLM-L6-v2",
+    )
+
+
+def stsbenchmark(path: Path) -> AbsTask:
+    """MTEB's STSBenchmark with the test split of a pair file (see `read_pairs`)."""
+    first, second, scores = read_pairs(path)
+    task = mteb.get_task("STSBenchmark")
+    columns = {"sentence1": first, "sentence2": second, "score": scores.tolist()}
+    task.dataset = {"test": Dataset.from_dict(columns)}
+    task.data_loaded = True
+    return task
+
+
+class LocalRetrieval(AbsTaskRetrieval):
+    """A retrieval task on texts that are already here.
+
+    Args:
+        name: what MTEB calls the task.
+        corpus: texts of the documents by id.
+        queries: texts of the queries by id.
+        relevance: relevance by query and document; queries without a relevant document are left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        corpus: Mapping[str, str],
+        queries: Mapping[str, str],
+        relevance: Mapping[str, Mapping[str, int]],
+    ):
+        self.metadata = TaskMetadata(
+            name=name,
+            description=f"Retrieval in the local corpus {name}.",
+            dataset={"path": f"local/{name}", "revision": "local"},
+            type="Retrieval",
+            category="t2t",
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+        super().__init__()
+        positive = {q: {d: s for d, s in found.items() if s > 0} for q, found in relevance.items()}
+        positive = {q: found for q, found in positive.items() if found and q in queries}
+        split = RetrievalSplitData(
+            corpus=Dataset.from_list([{"id": i, "text": text} for i, text in corpus.items()]),
+            queries=Dataset.from_list([{"id": i, "text": text} for i, text in queries.items() if i in positive]),
+            relevant_docs=positive,
+            top_ranked=None,
+        )
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
+def beir_task(name: str, folder: Path) -> LocalRetrieval:
+    """A retrieval task on a folder in the BEIR layout (see `read_beir`)."""
+    return LocalRetrieval(name, *read_beir(folder))
