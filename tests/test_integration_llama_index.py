@@ -8,17 +8,12 @@ from .helpers import require
 
 require("llama_index.core", "llama-index")
 require("llama_index.embeddings.huggingface", "llama-index")
+import llama_index_late_chunks
 import llama_index_long_nodes
 from llama_index.core import Document
 
-try:
-    import llama_index_late_chunks
-    from lam_transformers.encoding import late_chunks
-
-    from lam_transformers.integrations.llama_index import LateChunkNodeParser
-except ImportError as error:
-    late_chunks, missing = None, str(error)
-needs_late_chunks = pytest.mark.skipif(late_chunks is None, reason=f"no late_chunks: {late_chunks or missing}")
+from lam_transformers.encoding import late_chunks
+from lam_transformers.integrations.llama_index import LateChunkNodeParser
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +47,6 @@ def test_a_long_node_is_embedded_whole(embeddings, encoder, text):
     assert np.abs(np.array(index.vector_store.get(next(iter(index.docstore.docs)))) - got).max() < 1e-5
 
 
-@needs_late_chunks
 def test_late_chunks_of_the_handbook(trained_model, text):
     """One pass over the whole handbook; below the 0.84 of passages embedded one by one (docs/INTEGRATIONS.md)."""
     index, questions = llama_index_late_chunks.build_index(trained_model, text, passage_spans), read_questions()
@@ -61,7 +55,6 @@ def test_late_chunks_of_the_handbook(trained_model, text):
     assert recall(questions, found) >= 0.6
 
 
-@needs_late_chunks
 def test_nodes_carry_late_chunk_embeddings(encoder, text):
     parser = LateChunkNodeParser(model=encoder, boundaries=passage_spans)
     nodes = parser.get_nodes_from_documents([Document(text=text, metadata={"title": "Handbook"}, id_="handbook")])
@@ -77,7 +70,6 @@ def test_nodes_carry_late_chunk_embeddings(encoder, text):
     assert np.abs(np.array(nodes[5].embedding) - alone).max() > 1e-3
 
 
-@needs_late_chunks
 @pytest.mark.parametrize("boundaries", ["sentence", "paragraph", 64], ids=str)
 def test_offsets_are_those_of_the_document(encoder, boundaries):
     text = "It rains. It rains.\n\nNobody came. It rains.\n\nIt rains."
@@ -87,7 +79,6 @@ def test_offsets_are_those_of_the_document(encoder, boundaries):
     assert len({node.start_char_idx for node in nodes}) == len(nodes)
 
 
-@needs_late_chunks
 def test_a_span_that_reads_like_an_earlier_text_keeps_its_place(encoder):
     text = "It rains. Nobody came. It rains."
     parser = LateChunkNodeParser(model=encoder, boundaries=lambda text: [(10, 22), (23, 32)])
@@ -95,7 +86,6 @@ def test_a_span_that_reads_like_an_earlier_text_keeps_its_place(encoder):
     assert places == [(10, 22), (23, 32)]
 
 
-@needs_late_chunks
 def test_empty_documents_have_no_nodes(encoder):
     parser = LateChunkNodeParser(model=encoder)
     assert parser.get_nodes_from_documents([Document(text=""), Document(text=" \n\n ")]) == []
@@ -105,6 +95,5 @@ def test_documented_code_for_long_nodes(run_documented):
     assert "closed on Mondays" in run_documented("LlamaIndex: long nodes")
 
 
-@needs_late_chunks
 def test_documented_code_for_late_chunks(run_documented):
     assert "closed on Mondays" in run_documented("LlamaIndex: late chunks")
