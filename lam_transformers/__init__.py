@@ -18,6 +18,8 @@ _PUBLIC = {
     "LAMModel": "modeling_lam",
     "LAMModelOutput": "modeling_lam",
     "LAMPreTrainedModel": "modeling_lam",
+    "LAMPublishedConfig": "configuration_lam_published",
+    "LAMPublishedModel": "modeling_lam_published",
     "LAMSession": "encoding",
     "LAMState": "state_lam",
     "LAMTransformer": "sentence_transformers_module",
@@ -34,6 +36,8 @@ __all__ = [
     "LAMModel",
     "LAMModelOutput",
     "LAMPreTrainedModel",
+    "LAMPublishedConfig",
+    "LAMPublishedModel",
     "LAMSession",
     "LAMState",
     "LAMTransformer",
@@ -45,9 +49,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .configuration_lam import LAMConfig
+    from .configuration_lam_published import LAMPublishedConfig
     from .delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
     from .encoding import Chunk, LAMEncoder, LAMSession, late_chunks
     from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
+    from .modeling_lam_published import LAMPublishedModel
     from .sentence_transformers_module import LAMTransformer
     from .state_lam import LAMState
 

@@ -4,39 +4,53 @@
 may be before, after or in the middle of the import of LAM's own modules.
 """
 
+import importlib
 import importlib.abc
 import sys
+from functools import partial
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 _AUTO_MODEL = "transformers.models.auto.modeling_auto"
-_CONFIG = f"{__package__}.configuration_lam"
-_MODEL = f"{__package__}.modeling_lam"
 _LAYERS, _UTILS = "transformers.modeling_layers", "transformers.modeling_utils"
+# (model type, module and class of its configuration, module and class of its model)
+_FAMILIES = (
+    ("lam", "configuration_lam", "LAMConfig", "modeling_lam", "LAMModel"),
+    (
+        "lam_published", "configuration_lam_published", "LAMPublishedConfig",
+        "modeling_lam_published", "LAMPublishedModel",
+    ),
+)  # fmt: skip
 
 
-def _register_config() -> None:
+def _own(module: str, name: str):
+    return getattr(importlib.import_module(f".{module}", __package__), name)
+
+
+def _register_config(model_type: str, config_module: str, config: str, *_) -> None:
     from transformers import AutoConfig
 
-    from .configuration_lam import LAMConfig
-
-    AutoConfig.register("lam", LAMConfig, exist_ok=True)
+    AutoConfig.register(model_type, _own(config_module, config), exist_ok=True)
 
 
-def _register_model() -> None:
+def _register_model(_, config_module: str, config: str, model_module: str, model: str) -> None:
     from transformers import AutoModel
 
-    from .configuration_lam import LAMConfig
-    from .modeling_lam import LAMModel
-
-    AutoModel.register(LAMConfig, LAMModel, exist_ok=True)
+    AutoModel.register(_own(config_module, config), _own(model_module, model), exist_ok=True)
 
 
 # (transformers' auto module, what to do once it is there, modules that must not be in the middle of their import then:
 # LAM's own, which may have brought in the auto module, and those of transformers that do so and that LAM's own needs).
-_ACTIONS = (
-    (_AUTO_CONFIG, _register_config, {_AUTO_CONFIG, _CONFIG}),
-    (_AUTO_MODEL, _register_model, {_AUTO_MODEL, _MODEL, _LAYERS, _UTILS}),
-)
+_ACTIONS = tuple(
+    action
+    for family in _FAMILIES
+    for action in (
+        (_AUTO_CONFIG, partial(_register_config, *family), {_AUTO_CONFIG, f"{__package__}.{family[1]}"}),
+        (
+            _AUTO_MODEL, partial(_register_model, *family),
+            {_AUTO_MODEL, f"{__package__}.{family[3]}", _LAYERS, _UTILS},
+        ),
+    )
+)  # fmt: skip
 _WATCHED = frozenset().union(*(modules for _, _, modules in _ACTIONS))
 _running: set[str] = set()
 

@@ -15,6 +15,10 @@ config = AutoConfig.for_model("lam", hidden_size=16, num_hidden_layers=1, num_at
 assert type(config).__module__ == "lam_transformers.configuration_lam", type(config)
 model = AutoModel.from_config(config)
 assert type(model).__module__ == "lam_transformers.modeling_lam", type(model)
+config = AutoConfig.for_model(
+    "lam_published", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9
+)
+assert type(AutoModel.from_config(config)).__module__ == "lam_transformers.modeling_lam_published"
 """
 
 
@@ -56,6 +60,9 @@ print(seconds)
         "from transformers import AutoModel; import lam_transformers",
         "from lam_transformers import LAMModel",
         "import lam_transformers; from transformers import BertModel",
+        pytest.param("from lam_transformers import LAMPublishedModel", marks=pytest.mark.slow),
+        pytest.param("from lam_transformers.modeling_lam_published import LAMPublishedModel", marks=pytest.mark.slow),
+        pytest.param("from lam_transformers import LAMPublishedConfig", marks=pytest.mark.slow),
         pytest.param("import transformers; import lam_transformers", marks=pytest.mark.slow),
         pytest.param("from transformers import AutoConfig; import lam_transformers", marks=pytest.mark.slow),
         pytest.param("from lam_transformers.modeling_lam import LAMModel", marks=pytest.mark.slow),

@@ -1,0 +1,75 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""LAMPublishedConfig: the shapes and the forward rule of a published LAM checkpoint."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LAMPublishedConfig(PreTrainedConfig):
+    r"""
+    The configuration of a [`LAMPublishedModel`], written by `lam convert`. The defaults are those of the single file.
+
+    Args:
+        vocab_size (`int`): number of token ids.
+        hidden_size (`int`): width D of the model and of its embeddings; `num_attention_heads` must divide it.
+        num_hidden_layers (`int`): number of layers.
+        num_attention_heads (`int`): number H of memory heads, each of width K = D / H.
+        intermediate_size (`int`): width of the feed-forward block.
+        max_position_embeddings (`int`): rows of the position table; a longer text is an error.
+        type_vocab_size (`int`): rows of the token type table.
+        layer_norm_eps (`float`): epsilon of the layer norms.
+        flux_hidden_size (`int`): hidden width of the resonance flux networks.
+        layout (`str`): which tensors a memory layer has, "final" (32 of them) or "main" (28).
+        rule (`str`): which forward pass runs, "flat" or "main".
+        arithmetic (`str`): "float64" computes what is stored in float32 in float64 and rounds the results at the end,
+            "float32" is two to three times faster. The rules amplify rounding errors (a thousandfold in six layers is
+            not rare), and only the first gives a text the same result in every batch and on every machine. It is not
+            used under autocast.
+        initializer_range (`float`): standard deviation of random weights.
+
+    Raises:
+        ValueError: for values that no model can have; the message names the field, the value and the mend.
+    """
+
+    model_type = "lam_published"
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 1536
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float | int = 1e-12
+    flux_hidden_size: int = 16
+    layout: str = "final"
+    rule: str = "flat"
+    arithmetic: str = "float64"
+    initializer_range: float | int = 0.02
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        positive = (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "max_position_embeddings", "type_vocab_size", "flux_hidden_size",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}); change one of them."
+            )
+        words = {"layout": ("final", "main"), "rule": ("flat", "main"), "arithmetic": ("float64", "float32")}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got '{getattr(self, name)}'.")
+
+    @property
+    def head_size(self) -> int:
+        """Width K = V of the keys and values of one head."""
+        return self.hidden_size // self.num_attention_heads
