@@ -3,26 +3,28 @@
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from ..checks_lam import weights_checksum
 from ..configuration_lam import LAMConfig
 from ..modeling_lam import LAMModel
+from .tokenizer import BERT_SPECIAL, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
     "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py",
     "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
-UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
 
-_SENTENCE_TRANSFORMERS = {
+_SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "config_sentence_transformers.json": {
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": ""},
@@ -50,40 +52,38 @@ _STOCK_MODULES: dict[str, Any] = {
 }
 
 
-def copy_code(folder: str | os.PathLike) -> None:
+def copy_code(folder: str | os.PathLike, names: Iterable[str] = SHIPPED_CODE) -> None:
     """Put the package's own model files into a model folder, byte for byte."""
-    for name in SHIPPED_CODE:
+    for name in names:
         shutil.copyfile(PACKAGE / name, Path(folder) / name)
 
 
 def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Save a tokenizer without fixed truncation, fixed padding or a limit of length.
-
-    It becomes a plain `PreTrainedTokenizerFast`: a BertTokenizer whose tokenizer.json is missing would load with an
-    empty vocabulary and give wrong ids without a word, this class refuses.
-    """
+    """Save a tokenizer without fixed truncation, fixed padding or a limit of length; see `write_tokenizer`."""
     loaded = AutoTokenizer.from_pretrained(source)
-    backend = loaded.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    special = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=UNBOUNDED,
-        **{name: getattr(loaded, name) for name in special if getattr(loaded, name) is not None},
-    )
-    tokenizer.save_pretrained(folder)
+    special = {name: token for name in BERT_SPECIAL if (token := getattr(loaded, name)) is not None}
+    write_tokenizer(loaded.backend_tokenizer, special, folder)
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Write contiguous tensors with their own SHA-256 in the metadata; the file is replaced only when complete.
+
+    Raises OSError if it cannot be written.
+    """
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        metadata = {"format": "pt", "sha256": weights_checksum(temporary)}
+        save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
 
 
 def save_weights(model: LAMModel, path: str | os.PathLike, dtype: torch.dtype) -> None:
-    """Write the weights in `dtype`, with their own SHA-256 in the metadata; the file is replaced only when complete."""
-    tensors = {name: x.detach().to(dtype).contiguous().cpu() for name, x in model.state_dict().items()}
-    temporary = f"{os.fspath(path)}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    metadata = {"format": "pt", "sha256": weights_checksum(temporary)}
-    save_file(tensors, temporary, metadata=metadata)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    """Write a model's weights in `dtype`; see `save_tensors`."""
+    save_tensors({name: x.detach().to(dtype).contiguous().cpu() for name, x in model.state_dict().items()}, path)
 
 
 def export_model(
@@ -120,16 +120,23 @@ def export_model(
         "dtype": "float32",
         **{name: getattr(model.config, name) for name in LAMConfig.__annotations__},
     }
-    _write_json(folder / "config.json", config)
-    _write_modules(folder, model.config.hidden_size, stock)
+    write_json(folder / "config.json", config)
+    write_modules(folder, model.config.hidden_size, stock=stock)
     copy_code(folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     save_weights(model, folder / "model.safetensors", dtype)
 
 
-def _write_modules(folder: Path, width: int, stock: bool) -> None:
-    """The files that sentence-transformers reads; those of the other kind of folder are removed."""
+def write_modules(folder: Path, hidden_size: int, max_seq_length: int | None = None, stock: bool = False) -> None:
+    """Write what sentence-transformers reads: the model, mean pooling, normalisation.
+
+    Files of the other kind of folder are removed.
+
+    Args:
+        max_seq_length: tokens after which a text is cut; None for the tokenizer's own limit, if there is one.
+        stock: sentence-transformers' own modules instead of `LAMTransformer`.
+    """
     modules, others = (_STOCK_MODULES, _OWN_MODULES) if stock else (_OWN_MODULES, _STOCK_MODULES)
     for name in others.keys() - modules.keys():
         (folder / name).unlink(missing_ok=True)
@@ -137,11 +144,14 @@ def _write_modules(folder: Path, width: int, stock: bool) -> None:
             with suppress(OSError):  # not there, or not ours alone
                 (folder / name).parent.rmdir()
     for name, content in (_SENTENCE_TRANSFORMERS | modules).items():
-        if isinstance(content, dict) and "embedding_dimension" in content:
-            content = content | {"embedding_dimension": width}
+        if "embedding_dimension" in content:
+            content = content | {"embedding_dimension": hidden_size}
+        if max_seq_length is not None and name in ("sentence_bert_config.json", "sentence_lam_config.json"):
+            content = content | {"max_seq_length": max_seq_length}
         (folder / name).parent.mkdir(exist_ok=True)
-        _write_json(folder / name, content)
+        write_json(folder / name, content)
 
 
-def _write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON with a final newline."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

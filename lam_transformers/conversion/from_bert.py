@@ -12,6 +12,16 @@ from ..modeling_lam import LAMModel
 logger = logging.getLogger(__name__)
 
 
+def parse_gate(value: str) -> int | None:
+    """The rank of an output gate as LAMConfig has it: "full" is None, "none" 0. Raises ValueError for other words."""
+    names = {"full": None, "none": 0}
+    if value in names:
+        return names[value]
+    if value.isdecimal():
+        return int(value)
+    raise ValueError(f"--gate must be 'full', 'none' or a rank such as 32, got '{value}'.")
+
+
 def config_from_bert(bert, **overrides) -> LAMConfig:
     """The LAMConfig with the geometry of a BERT configuration; `overrides` set LAM's own fields.
 

@@ -97,7 +97,7 @@ class Distiller:
 
     def __init__(self, student, teacher, tokenizer, table: TokenTable, config: DistillConfig, folder, dev_file):
         self.config, self.folder, self.dev_file = config, Path(folder), Path(dev_file)
-        self._check(student, teacher)
+        self._check(student, teacher, table)
         precision = "bf16" if config.bf16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
         set_seed(config.seed)
@@ -114,11 +114,17 @@ class Distiller:
         self.progress = Progress()
 
     @staticmethod
-    def _check(student, teacher):
+    def _check(student, teacher, table):
         for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
             ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
             if ours != theirs:
                 raise ValueError(f"Student and teacher must agree in {name}: {ours} against {theirs}.")
+        limit = getattr(teacher.config, "max_position_embeddings", None)
+        longest = int(table.lengths.max()) if len(table) else 0
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"The teacher reads at most {limit} tokens, a text has {longest}: use --max-length {limit}."
+            )
 
     def run(
         self,
