@@ -119,6 +119,9 @@ def test_two_files(source, out, form):
     assert {"projections", "emb_projection", "position counter", "pooler"} <= report["unused"].keys()
     assert len(report["replaced"]) == 8 * SMALL.layers
     assert not report["duplicates"]
+    text = format_report(report)
+    assert "encoder.layer.0.output.dense.bias gives way to output_dense_layers.0.bias" in text
+    assert "published breakdown" not in text
     entries = report["entries"]
     assert entries["in_files"] == entries["replaced"] + entries["unused"] + entries["kept"]
     assert json.loads((out / "sentence_bert_config.json").read_text())["max_seq_length"] == 128

@@ -22,10 +22,12 @@ def format_report(report: dict[str, Any]) -> str:
     lines.append(f"{report['kind']}, layout {report['layout']}, rule {report['rule']}; {size}")
     notes = [f"{name} {value}" for x in report["sources"] for name, value in x["notes"].items()]
     lines += [f"recorded in the file: {', '.join(notes)}"] if notes else []
-    lines += _chain(report) + _breakdown(report["published_breakdown"])
+    lines += _chain(report)
+    # The notes that it can be compared with describe the single file.
+    lines += _breakdown(report["published_breakdown"]) if report["kind"] == "one file" else []
     lines += _components("kept", report["kept"]) + _components("dropped as unused", report["unused"])
-    lines += _pairs("dropped as duplicate", report["duplicates"])
-    lines += _pairs("replaced", report["replaced"])
+    lines += _pairs("dropped as duplicate", "=", report["duplicates"])
+    lines += _pairs("replaced", "gives way to", report["replaced"])
     if "mapping" in report:
         lines.append("mapped to a LAM (to <- from: how)")
         lines += [f"  {row['to']} <- {row['from']}: {row['how']}" for row in report["mapping"]]
@@ -59,8 +61,8 @@ def _components(title: str, parts: dict[str, dict[str, int]]) -> list[str]:
     return [title, *lines] if lines else []
 
 
-def _pairs(title: str, pairs: list[dict[str, Any]]) -> list[str]:
-    lines = [f"  {x['entries']:>12,}  {x['dropped']} = {x['kept']} ({x['how']})" for x in pairs]
+def _pairs(title: str, relation: str, pairs: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {x['entries']:>12,}  {x['dropped']} {relation} {x['kept']} ({x['how']})" for x in pairs]
     return [title, *lines] if lines else []
 
 
