@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .cli_encode import encode
+
 app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
 train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
 app.add_typer(train, name="train")
+app.command()(encode)
 console = Console(stderr=True)
 
 

@@ -1,0 +1,332 @@
+"""The output folder: numbered shards, a manifest that says which of them are finished, the skipped rows.
+
+A shard is written under a temporary name. When it is complete and on the disk, its skipped rows are appended to
+skipped.jsonl, the files get their names, and last of all the manifest is replaced. Whatever is interrupted before that
+last step is done again by a resume: the manifest alone decides what is finished.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from .options import EncodeOptions
+from .reading import Row, Source
+
+MANIFEST, SKIPPED, LOCK = "manifest.json", "skipped.jsonl", ".lock"
+TEMPORARY = ".tmp"
+ENDINGS = {"parquet": (".parquet",), "npy": (".npy", ".rows.jsonl")}
+FORMAT = "lam encode 1"
+
+
+class NpyShard:
+    """Writes one .npy array [rows, D] and beside it, as JSON lines, the rows that it holds."""
+
+    def __init__(self, paths: list[Path], sources: list[Source], with_ids: bool):
+        self.sources, self.with_ids, self.count = sources, with_ids, 0
+        self._array, self._rows = paths[0].open("wb"), paths[1].open("w", encoding="utf-8")
+        self._width, self._dtype = 0, np.dtype(np.float32)
+
+    def _header(self) -> None:
+        # numpy leaves room in the header for the number of rows to grow, so that its size stays the same.
+        shape = (self.count, self._width)
+        fields = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._array, fields)
+
+    def add(self, rows: list[Row], embeddings: np.ndarray) -> None:
+        """Append rows and their embeddings [rows, D]."""
+        if not self.count:
+            self._width, self._dtype = embeddings.shape[1], embeddings.dtype
+            self._header()
+        self._array.write(np.ascontiguousarray(embeddings).tobytes())
+        for row in rows:
+            record: dict[str, Any] = {"file": self.sources[row.file].name, "row": row.number}
+            if self.with_ids:
+                record["id"] = row.id
+            self._rows.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.count += len(rows)
+
+    def close(self) -> None:
+        """Write what is outstanding."""
+        end = self._array.tell()
+        self._array.seek(0)
+        self._header()
+        self._array.seek(end)
+        self._array.close()
+        self._rows.close()
+
+    def abandon(self) -> None:
+        """Let go of the files without a word: something has gone wrong already."""
+        for part in (self._array, self._rows):
+            with suppress(OSError):
+                part.close()
+
+
+class OutputFolder:
+    """An output folder held by this process alone. Use as a context manager."""
+
+    def __init__(
+        self, folder: str | os.PathLike, identity: dict[str, Any], sources: list[Source], options: EncodeOptions
+    ):
+        """Start a new folder, or take up one that was started with the same `identity`.
+
+        Args:
+            folder: one that does not exist, is empty, or holds an earlier part of the same run.
+            identity: {"model": ..., "options": ..., "inputs": ...}, as JSON.
+
+        Raises:
+            ValueError: if the folder holds something else, or a run with another identity (naming the difference), or
+                is in use by another process; nothing in it has been touched then.
+            OSError: if a finished shard is missing or has changed.
+        """
+        self.folder, self.sources, self.options = Path(folder), sources, options
+        self._inspect(identity)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / LOCK, timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"{self.folder} is in use by another run; wait for it or choose another folder."
+            ) from error
+        try:
+            self.manifest = self._inspect(identity) or self._begin(identity)
+            self._remove_unfinished()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._start_shard()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._abandon()
+        self._lock.release()
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """The first row that no finished shard covers: (file, number)."""
+        return self.manifest["next"]["file"], self.manifest["next"]["row"]
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest["complete"]
+
+    @property
+    def rows(self) -> int:
+        """Rows in finished shards."""
+        return sum(shard["rows"] for shard in self.manifest["shards"])
+
+    @property
+    def skipped(self) -> int:
+        """Rows left out of finished shards."""
+        return sum(shard["skipped"] for shard in self.manifest["shards"])
+
+    def _inspect(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The manifest to go on with, None for a folder to begin in; raises, having touched nothing, otherwise."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; choose a folder.")
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        if MANIFEST not in names:
+            if others := sorted(names - {LOCK, MANIFEST + TEMPORARY}):
+                some = ", ".join(others[:3])
+                raise ValueError(f"{self.folder} holds something else ({some}); choose a new or an empty folder.")
+            return None
+        path = self.folder / MANIFEST
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); choose another folder.") from error
+        if not isinstance(kept, dict) or kept.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a manifest of '{FORMAT}'; choose another folder.")
+        if found := _difference(kept, identity):
+            if not kept["shards"]:  # begun and left before anything was finished: nothing would be lost
+                return None
+            raise ValueError(f"{self.folder} was begun otherwise: {found}. Use the same again, or another folder.")
+        for shard in kept["shards"]:
+            for name, size in shard["files"].items():
+                shard_path = self.folder / name
+                if not shard_path.exists() or shard_path.stat().st_size != size:
+                    what = "has changed" if shard_path.exists() else "is missing"
+                    raise OSError(f"{shard_path} {what} since it was finished; choose another folder to encode anew.")
+        return kept
+
+    def _begin(self, identity: dict[str, Any]) -> dict[str, Any]:
+        start = {"complete": False, "next": {"file": 0, "row": 0}, "skipped_bytes": 0, "shards": []}
+        manifest = {"format": FORMAT, **identity, **start}
+        self._write_manifest(manifest)
+        return manifest
+
+    def _remove_unfinished(self) -> None:
+        """What an interrupted run left of the shard that comes next, whichever format it had."""
+        for endings in ENDINGS.values():
+            for ending in endings:
+                name = self._stem + ending
+                (self.folder / name).unlink(missing_ok=True)
+                (self.folder / (name + TEMPORARY)).unlink(missing_ok=True)
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        temporary = self.folder / (MANIFEST + TEMPORARY)
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _to_disk(temporary)
+        os.replace(temporary, self.folder / MANIFEST)
+        _to_disk(self.folder)
+
+    def _start_shard(self) -> None:
+        self._names = [self._stem + ending for ending in ENDINGS[self.options.format]]
+        self._writer: Any = None
+        self._seen, self._written, self._tokens = 0, 0, 0
+        self._skipped: list[dict[str, Any]] = []
+        self._last: Row | None = None
+
+    @property
+    def _stem(self) -> str:
+        return f"part-{len(self.manifest['shards']):05d}"
+
+    @property
+    def _temporary(self) -> list[Path]:
+        return [self.folder / (name + TEMPORARY) for name in self._names]
+
+    def add(self, rows: list[Row], embeddings: np.ndarray | None, tokens: int) -> None:
+        """Take the next rows, with the embeddings [rows without an error, D]; finish every shard that they fill.
+
+        Raises:
+            ValueError: at a row with an error, unless such rows are to be skipped.
+            OSError: if the shard cannot be written; the finished ones stay as they are.
+        """
+        while rows:
+            count = self.options.shard_rows - self._seen
+            part, rows = rows[:count], rows[count:]
+            good = [row for row in part if row.error is None]
+            self._note_errors(part)
+            if good:
+                assert embeddings is not None
+                with self._guarded():
+                    self._write(good, embeddings[: len(good)])
+                embeddings = embeddings[len(good) :]
+            self._seen += len(part)
+            self._last = part[-1]
+            self._tokens, tokens = self._tokens + tokens, 0
+            if self._seen == self.options.shard_rows:
+                with self._guarded():
+                    self._commit()
+
+    def finish(self) -> None:
+        """Finish the last shard; nothing more will come."""
+        with self._guarded():
+            self._commit(last=True)
+
+    def _note_errors(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.error is None:
+                continue
+            source = self.sources[row.file]
+            if self.options.on_error == "stop":
+                raise ValueError(
+                    f"{source.place(row.number)}: {row.error}. Run again with --on-error skip to go on without such "
+                    "rows, or mend the file and encode into a new folder."
+                )
+            self._skipped.append({"file": source.name, "row": row.number, "reason": row.error})
+
+    def _write(self, rows: list[Row], embeddings: np.ndarray) -> None:
+        if self._writer is None:
+            with_ids = self.options.id_column is not None
+            if self.options.format == "parquet":
+                from .parquet import ParquetShard
+
+                self._writer = ParquetShard(self._temporary[0], self.sources, with_ids)
+            else:
+                self._writer = NpyShard(self._temporary, self.sources, with_ids)
+        self._writer.add(rows, embeddings)
+        self._written += len(rows)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Around what writes: say what was being done if the disk refuses, and leave no half a file behind."""
+        try:
+            yield
+        except OSError as error:
+            self._abandon()
+            message = (
+                f"{self.folder / self._names[0]} cannot be written ({error.strerror or error}). The shards finished "
+                f"before it ({len(self.manifest['shards'])}) are kept: mend the disk and run the same command again."
+            )
+            raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
+
+    def _abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+            for path in self._temporary:
+                path.unlink(missing_ok=True)
+
+    def _commit(self, last: bool = False) -> None:
+        """Make the present shard count: see the text at the head of this file."""
+        manifest = {**self.manifest, "complete": last}
+        if self._last is not None:
+            files = {}
+            if self._writer is not None:
+                self._writer.close()
+                for path, name in zip(self._temporary, self._names, strict=True):
+                    _to_disk(path)
+                    files[name] = path.stat().st_size
+            manifest["skipped_bytes"] = self._append_skipped()
+            for path, name in zip(self._temporary, self._names, strict=True):
+                if name in files:
+                    os.replace(path, self.folder / name)
+            manifest["next"] = {"file": self._last.file, "row": self._last.number + 1}
+            counts = {"rows": self._written, "skipped": len(self._skipped), "tokens": self._tokens}
+            manifest["shards"] = [*self.manifest["shards"], {**counts, "files": files}]
+        self._write_manifest(manifest)
+        self.manifest = manifest
+        self._start_shard()
+
+    def _append_skipped(self) -> int:
+        """Size of skipped.jsonl with the rows skipped in this shard."""
+        size = self.manifest["skipped_bytes"]
+        path = self.folder / SKIPPED
+        if not self._skipped and not path.exists():
+            return size
+        with path.open("r+b" if path.exists() else "wb") as file:
+            # An interrupted run may have left rows behind of a shard that it did not finish.
+            file.truncate(size)
+            file.seek(size)
+            file.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self._skipped).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows does not open folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first difference between a manifest and the identity of this run, in words; "" if there is none."""
+    if kept["model"]["fingerprint"] != wanted["model"]["fingerprint"]:
+        return f"with the model {kept['model']['name']} as it was then, not with {wanted['model']['name']} as it is now"
+    for name, value in wanted["options"].items():
+        if kept["options"].get(name) != value:
+            return f"with {name} {kept['options'].get(name)!r}, not {value!r}"
+    for before, now in zip(kept["inputs"], wanted["inputs"], strict=False):
+        if before["file"] != now["file"]:
+            return f"with the input {before['file']} where {now['file']} is given now"
+        if before != now:
+            return f"with other contents of {now['file']} ({before['size']:,} bytes then, {now['size']:,} now)"
+    if len(kept["inputs"]) != len(wanted["inputs"]):
+        return f"with {len(kept['inputs'])} input files, not {len(wanted['inputs'])}"
+    return ""
