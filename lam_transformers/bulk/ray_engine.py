@@ -75,8 +75,11 @@ def encode_with_ray(
             BlockReader(arguments), batch_size=1, num_cpus=0, label_selector=here
         )  # fmt: skip
         encoded = blocks.map(
-            BlockEncoder, fn_constructor_args=(model, options), compute=ActorPoolStrategy(size=count), **needs
-        )  # fmt: skip
+            BlockEncoder,  # type: ignore[arg-type]  # Ray's types leave out classes, which its documentation asks for
+            fn_constructor_args=(model, options),
+            compute=ActorPoolStrategy(size=count),
+            **needs,
+        )
     try:
         for expected, row in enumerate(encoded.iter_rows()):
             block = pickle.loads(row["encoded"])
