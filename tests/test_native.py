@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from handbook import ROOT
 
 from lam_transformers import LAMConfig, LAMModel, kernels
 from lam_transformers.kernels import native
@@ -172,7 +173,7 @@ torch.save([y.detach(), x.grad], sys.argv[1])
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out.pt")], capture_output=True, text=True,
-        env={**os.environ, "LAM_KERNEL_VARIANT": variant},
+        env={**os.environ, "LAM_KERNEL_VARIANT": variant, "PYTHONPATH": "examples"}, cwd=ROOT,
     )  # fmt: skip
     if "LAM_KERNEL_VARIANT must be" in done.stderr:
         pytest.skip(f"this processor does not run {variant}")
