@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 
@@ -230,3 +231,25 @@ def test_the_model_says_which_backend_runs(tiny_model):
     with kernels.use_backend("torch"):
         assert tiny_model.backend == "torch"
     assert kernels.available()[-1] == "torch"
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tmp_path):
+    """Address and undefined-behaviour sanitizers over all variants this processor runs (two minutes)."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc")
+    folder = ROOT / "lam_transformers/kernels"
+    sources = [ROOT / "tests/kernel_sanitizer.c", *(folder / f"lam_memory_{v}.c" for v in ("avx512", "avx2", "plain"))]
+    program = tmp_path / "kernel_sanitizer"
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run(
+        [compiler, "-g", "-O1", "-Wno-psabi", *sanitizers, f"-I{folder}", *map(str, sources), "-lm", "-o", program],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if "asan" in built.stderr or "ubsan" in built.stderr:
+        pytest.skip("this gcc has no sanitizers")
+    assert built.returncode == 0, built.stderr[-2000:]
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "variant 2" in done.stdout

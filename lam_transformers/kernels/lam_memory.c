@@ -5,8 +5,7 @@
  * equations). Token by token, one (text, head) after the other, with both memories in the first-level cache.
  *
  * Head size 32, kernel of 4 taps, flux of 16 hidden units; the callers check. All numbers float32. The file is compiled
- * once per instruction set with another LAM_SUFFIX; vectors are the compiler's own, of 16 floats, whatever registers
- * there are.
+ * once per instruction set, with its own LAM_SUFFIX and LANES; vectors are the compiler's own.
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,6 +16,13 @@
 #define TAPS 4
 #define HIDDEN 16
 #define BLOCK 64 /* tokens whose states backward keeps at once */
+#define GROUP 16 /* tokens that go through each stage together */
+#ifndef LANES
+#define LANES 4 /* floats in a vector: 4, 8 or 16 */
+#endif
+#define ROW (K / LANES)    /* vectors in a row of K floats */
+#define UNITS (HIDDEN / LANES)
+#define TOGETHER (LANES / 4) /* tokens, as many as there are registers for */
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -24,8 +30,8 @@
 #define LAM_SUFFIX _plain
 #endif
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float memory[2][K][K] __attribute__((aligned(64))); /* fast and slow, in mode space */
 
 struct lam_layer {
@@ -71,51 +77,112 @@ struct lam_backward {
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
 static inline void add_to(float *p, vec x) { store(p, load(p) + x); }
-static inline vec splat(float x) { return (vec){0} + x; }
 
-static inline float sum(vec x) {
-    x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    return x[0] + x[1];
-}
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (ivec){__VA_ARGS__})
+#endif
 
-/* The sums of 16 vectors as one vector; x is overwritten. */
+/* splat(x): x in all lanes. sums(x): the sums of LANES vectors as one vector; x is overwritten. */
+#if LANES == 16
+static inline vec splat(float x) { return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline vec sums(vec *x) {
     for (int i = 0; i < 16; i += 2)
-        x[i / 2] = __builtin_shufflevector(x[i], x[i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-                   __builtin_shufflevector(x[i], x[i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                   SHUFFLE(x[i], x[i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
     for (int i = 0; i < 8; i += 2)
-        x[i / 2] = __builtin_shufflevector(x[i], x[i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-                   __builtin_shufflevector(x[i], x[i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                   SHUFFLE(x[i], x[i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     for (int i = 0; i < 4; i += 2)
-        x[i / 2] = __builtin_shufflevector(x[i], x[i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-                   __builtin_shufflevector(x[i], x[i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-    return __builtin_shufflevector(x[0], x[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(x[0], x[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+                   SHUFFLE(x[i], x[i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return SHUFFLE(x[0], x[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           SHUFFLE(x[0], x[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#elif LANES == 8
+static inline vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+static inline vec sums(vec *x) {
+    for (int i = 0; i < 8; i += 2)
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(x[i], x[i + 1], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 4; i += 2)
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 4, 5, 8, 9, 12, 13) + SHUFFLE(x[i], x[i + 1], 2, 3, 6, 7, 10, 11, 14, 15);
+    return SHUFFLE(x[0], x[1], 0, 2, 4, 6, 8, 10, 12, 14) + SHUFFLE(x[0], x[1], 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+static inline vec splat(float x) { return (vec){x, x, x, x}; }
+static inline vec sums(vec *x) {
+    for (int i = 0; i < 4; i += 2)
+        x[i / 2] = SHUFFLE(x[i], x[i + 1], 0, 1, 4, 5) + SHUFFLE(x[i], x[i + 1], 2, 3, 6, 7);
+    return SHUFFLE(x[0], x[1], 0, 2, 4, 6) + SHUFFLE(x[0], x[1], 1, 3, 5, 7);
+}
+#endif
+
+static inline float sum(vec x) {
+    float y[LANES];
+    store(y, x);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) y[i] += y[i + n];
+    return y[0];
 }
 
+#if LANES == 16 && defined(__AVX512F__)
+/* min(max(x, low), high); NaN stays NaN. */
+static inline vec clamp(vec x, float low, float high) {
+    return (vec)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+}
+/* A first guess at 1 / x and at 1 / sqrt(x), and how many of Newton's iterations it needs for float32. */
+static inline vec guess_reciprocal(vec x) { return (vec)_mm512_rcp14_ps((__m512)x); }
+static inline vec guess_inverse_root(vec x) { return (vec)_mm512_rsqrt14_ps((__m512)x); }
+#define ITERATIONS 1
+#else
 static inline vec choose(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
+static inline vec clamp(vec x, float low, float high) {
+    x = choose(x > splat(high), splat(high), x);
+    return choose(x < splat(low), splat(low), x);
+}
+static inline vec guess_reciprocal(vec x) { return (vec)(0x7EF311C7 - (ivec)x); }
+static inline vec guess_inverse_root(vec x) { return (vec)(0x5F3759DF - ((ivec)x >> 1)); }
+#define ITERATIONS 4
+#endif
 
-/* exp(x), to about 2 units in the last place, clamped to [-87, 88]; NaN stays NaN. */
-static inline vec exponential(vec x) {
-    x = choose(x > splat(88.0f), splat(88.0f), x);
-    x = choose(x < splat(-87.0f), splat(-87.0f), x);
-    vec shifted = x * 1.44269504f + 12582912.0f;
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return p * (vec)bits;
+/* The functions below work on several vectors at a time, step by step: one vector's chain of dependent operations would
+ * leave the processor waiting. */
+#define EACH for (int j = 0; j < n; j++)
+#define FOR_ROW for (int c = 0; c < ROW; c++)
+#define INLINE static inline __attribute__((always_inline))
+
+/* 1 / sqrt(x) for x that is neither tiny nor huge, to about 1 unit in the last place; NaN stays NaN. */
+static inline vec inverse_root(vec x) {
+    vec y = guess_inverse_root(x);
+    for (int i = 0; i < ITERATIONS; i++) y += y * (0.5f - 0.5f * x * y * y);
+    return y;
 }
 
-static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+/* 1 / (1 + exp(-x)) in place of n <= 6 vectors x, to about 4 units in the last place; NaN stays NaN. */
+INLINE void sigmoids(vec *x, int n) {
+    vec shifted[6], power[6], r[6];
+    EACH x[j] = clamp(-x[j], -80.0f, 80.0f);
+    EACH shifted[j] = x[j] * 1.44269504f + 12582912.0f; /* its low bits: the nearest integer */
+    EACH power[j] = shifted[j] - 12582912.0f;
+    EACH r[j] = x[j] - power[j] * 0.693359375f;
+    EACH r[j] += power[j] * 2.12194440e-4f;
+    EACH x[j] = r[j] * 1.9875691500e-4f + 1.3981999507e-3f;
+    EACH x[j] = x[j] * r[j] + 8.3334519073e-3f;
+    EACH x[j] = x[j] * r[j] + 4.1665795894e-2f;
+    EACH x[j] = x[j] * r[j] + 1.6666665459e-1f;
+    EACH x[j] = x[j] * r[j] + 5.0000001201e-1f;
+    EACH x[j] = x[j] * (r[j] * r[j]) + (r[j] + 1.0f);
+    EACH x[j] = 1.0f + (vec)((ivec)x[j] + ((ivec)shifted[j] << 23));
+    EACH r[j] = guess_reciprocal(x[j]);
+    for (int i = 0; i < ITERATIONS; i++) EACH r[j] += r[j] * (1.0f - x[j] * r[j]);
+    EACH x[j] = r[j];
+}
+
+static inline vec sigmoid(vec x) {
+    sigmoids(&x, 1);
+    return x;
+}
 
 /* What one head needs of its layer, in the order in which it is used. */
 struct head {
@@ -148,96 +215,188 @@ static void prepare(struct head *h, const struct lam_layer *p, int64_t index) {
     h->eps = p->eps, h->cosine = p->cosine, h->sine = p->sine;
 }
 
-/* All that forward computes for a token on the way; backward reads it. */
-struct token {
-    float convolved[3][K] __attribute__((aligned(64))), q[K], k[K], v[K], error[2][K], recall[2][K], o[K];
-    float bilinear_q[K], flux_hidden[HIDDEN]; /* q' W; before the SiLU */
-    float q_scale, k_scale, o_scale, resonance;
-    float beta, slow, fast, gate_fast, gate_slow, psi, decay[2], write[2], read[2];
+/* All that forward computes for GROUP tokens on the way; what is one number a token is a vector over the tokens. Backward
+ * reads all of it, forward only the first part. */
+struct group {
+    float q[GROUP][K] __attribute__((aligned(64))), k[GROUP][K], v[GROUP][K], o[GROUP][K];
+    float beta[GROUP], slow[GROUP], fast[GROUP], gate_fast[GROUP], gate_slow[GROUP], psi[GROUP];
+    float decay[2][GROUP], write[2][GROUP], read[2][GROUP], q_scale[GROUP], k_scale[GROUP], o_scale[GROUP];
+    float resonance[GROUP];
+    float convolved[GROUP][3][K], error[GROUP][2][K], recall[GROUP][2][K];
+    float bilinear_q[GROUP][K], flux_hidden[GROUP][HIDDEN]; /* q' W; before the SiLU */
 };
 
 /* The last inputs of the convolution, oldest first. */
-struct window { vec past[3][TAPS - 1][2]; };
+struct window { vec past[3][TAPS - 1][ROW]; };
 
-/* One token: z its projections, before and after the memories (may be the same), t what it leaves, y its output. */
-static inline __attribute__((always_inline)) void step(const struct head *h, const float *z, struct window *w,
-                                                       const memory before, memory after, struct token *t,
-                                                       const float *gate, float *y) {
+/* The sums of `count` <= GROUP vectors, one a token; the others are zero. */
+INLINE void lane_sums(vec *x, int count, float *out) {
+    for (int t = count; t < GROUP; t++) x[t] = splat(0);
+    for (int t = 0; t < GROUP; t += LANES) store(out + t, sums(x + t));
+}
+
+INLINE void square_sums(float rows[GROUP][K], int count, float *out) {
+    vec x[GROUP];
+    for (int t = 0; t < count; t++) {
+        x[t] = load(rows[t]) * load(rows[t]);
+        for (int c = LANES; c < K; c += LANES) x[t] += load(rows[t] + c) * load(rows[t] + c);
+    }
+    lane_sums(x, count, out);
+}
+
+/* Up to GROUP tokens up to the memories; z: the projections of the first. Stage by stage, so that the tokens' chains of
+ * dependent operations overlap. */
+INLINE void before_memory(const struct head *h, const float *z, int64_t z_stride, int count, struct window *w,
+                          struct group *g, int keep) {
+    vec in[TAPS - 1 + GROUP], product[GROUP], hidden[GROUP][UNITS], x[TOGETHER * UNITS + 1], s[TOGETHER * UNITS + 6];
     for (int part = 0; part < 3; part++)
-        for (int half = 0; half < 2; half++) {
-            vec now = load(z + part * h->width + h->index * K + half * 16);
-            vec x = load(h->conv_bias[part] + half * 16) + load(h->taps[part][TAPS - 1] + half * 16) * now;
-            for (int j = 0; j < TAPS - 1; j++) x += load(h->taps[part][j] + half * 16) * w->past[part][j][half];
-            for (int j = 0; j < TAPS - 2; j++) w->past[part][j][half] = w->past[part][j + 1][half];
-            w->past[part][TAPS - 2][half] = now;
-            store(t->convolved[part] + half * 16, x);
-            x *= sigmoid(x);
-            store((part == 0 ? t->q : part == 1 ? t->k : t->v) + half * 16, x);
+        for (int c = 0; c < K; c += LANES) {
+            const float *from = z + part * h->width + h->index * K + c, *taps = h->taps[part][0] + c;
+            float *to = (part == 0 ? g->q[0] : part == 1 ? g->k[0] : g->v[0]) + c;
+            for (int j = 0; j < TAPS - 1; j++) in[j] = w->past[part][j][c / LANES];
+            for (int t = 0; t < count; t++) in[TAPS - 1 + t] = load(from + t * z_stride);
+            for (int j = 0; j < TAPS - 1; j++) w->past[part][j][c / LANES] = in[count + j];
+            for (int t = count; t % TOGETHER; t++) in[TAPS - 1 + t] = splat(0);
+            for (int t = 0; t < count; t += TOGETHER) {
+                for (int j = 0; j < TOGETHER; j++) x[j] = load(h->conv_bias[part] + c);
+                for (int i = 0; i < TAPS; i++)
+                    for (int j = 0; j < TOGETHER; j++) x[j] += load(taps + i * K) * in[t + j + i];
+                for (int j = 0; j < TOGETHER; j++) s[j] = x[j];
+                sigmoids(s, TOGETHER);
+                for (int j = 0; j < TOGETHER; j++) store(to + (t + j) * K, x[j] * s[j]);
+                for (int j = 0; keep && j < TOGETHER; j++) store(g->convolved[t + j][part] + c, x[j]);
+            }
         }
-    vec q0 = load(t->q), q1 = load(t->q + 16), k0 = load(t->k), k1 = load(t->k + 16);
-    t->q_scale = 1.0f / sqrtf(sum(q0 * q0 + q1 * q1) + 1e-6f);
-    t->k_scale = 1.0f / sqrtf(sum(k0 * k0 + k1 * k1) + 1e-6f);
-    q0 *= t->q_scale, q1 *= t->q_scale, k0 *= t->k_scale, k1 *= t->k_scale;
-    store(t->q, q0), store(t->q + 16, q1), store(t->k, k0), store(t->k + 16, k1);
-
-    vec a0 = {0}, a1 = {0}, b0 = {0}, b1 = {0}, h0 = load(h->flux_in_bias), h1 = {0}, h2 = {0}, h3 = {0};
-    for (int i = 0; i < K; i += 2) {
-        a0 += load(h->bilinear + i * K) * t->q[i];
-        a1 += load(h->bilinear + i * K + 16) * t->q[i];
-        b0 += load(h->bilinear + (i + 1) * K) * t->q[i + 1];
-        b1 += load(h->bilinear + (i + 1) * K + 16) * t->q[i + 1];
-        h0 += load(h->flux_in[i]) * t->q[i];
-        h1 += load(h->flux_in[i + 1]) * t->q[i + 1];
-        h2 += load(h->flux_in[K + i]) * t->k[i];
-        h3 += load(h->flux_in[K + i + 1]) * t->k[i + 1];
+    for (int part = 0; part < 2; part++) {
+        float(*rows)[K] = part ? g->k : g->q, *scale = part ? g->k_scale : g->q_scale;
+        square_sums(rows, count, scale);
+        for (int t = 0; t < GROUP; t += LANES) store(scale + t, inverse_root(load(scale + t) + 1e-6f));
+        for (int t = 0; t < count; t++)
+            for (int c = 0; c < K; c += LANES) store(rows[t] + c, load(rows[t] + c) * scale[t]);
     }
-    a0 += b0, a1 += b1;
-    store(t->bilinear_q, a0), store(t->bilinear_q + 16, a1);
-    t->resonance = sum(a0 * k0 + a1 * k1) / h->temperature;
-    vec hidden = (h0 + h1) + (h2 + h3) + load(h->flux_resonance) * t->resonance;
-    store(t->flux_hidden, hidden);
+    for (int t = 0; t < count; t += TOGETHER) { /* several tokens to a load of the weights */
+        vec a[TOGETHER][ROW] = {0}, b[TOGETHER][UNITS];
+        for (int j = 0; j < TOGETHER; j++)
+            for (int c = 0; c < UNITS; c++) b[j][c] = load(h->flux_in_bias + c * LANES);
+        for (int i = 0; i < K; i++)
+            for (int j = 0; j < TOGETHER; j++) {
+                for (int c = 0; c < ROW; c++) a[j][c] += load(h->bilinear + i * K + c * LANES) * g->q[t + j][i];
+                for (int c = 0; c < UNITS; c++) b[j][c] += load(h->flux_in[i] + c * LANES) * g->q[t + j][i];
+                for (int c = 0; c < UNITS; c++) b[j][c] += load(h->flux_in[K + i] + c * LANES) * g->k[t + j][i];
+            }
+        for (int j = 0; j < TOGETHER; j++) {
+            product[t + j] = splat(0);
+            for (int c = 0; c < ROW; c++) product[t + j] += a[j][c] * load(g->k[t + j] + c * LANES);
+            for (int c = 0; keep && c < ROW; c++) store(g->bilinear_q[t + j] + c * LANES, a[j][c]);
+            memcpy(hidden[t + j], b[j], sizeof b[j]);
+        }
+    }
+    lane_sums(product, count, g->resonance);
+    for (int t = 0; t < GROUP; t += LANES) store(g->resonance + t, load(g->resonance + t) / h->temperature);
+    for (int t = 0; t < count; t += TOGETHER) {
+        for (int j = 0; j < TOGETHER; j++)
+            for (int c = 0; c < UNITS; c++)
+                s[j * UNITS + c] = hidden[t + j][c] += load(h->flux_resonance + c * LANES) * g->resonance[t + j];
+        sigmoids(s, TOGETHER * UNITS);
+        for (int j = 0; j < TOGETHER; j++) {
+            product[t + j] = splat(0);
+            for (int c = 0; c < UNITS; c++)
+                product[t + j] += hidden[t + j][c] * s[j * UNITS + c] * load(h->flux_out + c * LANES);
+        }
+    }
+    lane_sums(product, count, g->psi);
+    for (int t = 0; keep && t < count; t++) memcpy(g->flux_hidden[t], hidden[t], sizeof hidden[t]);
 
-    const float *small = z + 3 * h->width + h->index;
-    vec logits = {small[0], small[h->heads] + h->slow_bias, small[2 * h->heads] + h->fast_bias, small[3 * h->heads],
-                  small[4 * h->heads], sum(hidden * sigmoid(hidden) * load(h->flux_out)) + h->flux_out_bias};
-    vec s = sigmoid(logits);
-    t->beta = s[0], t->slow = s[1], t->fast = s[2], t->gate_fast = s[3], t->gate_slow = s[4], t->psi = s[5];
-    t->decay[0] = t->slow * t->fast, t->decay[1] = t->slow;
-    float write_fast = 1 - t->psi, read_fast = t->gate_fast * (1 - t->psi), read_slow = t->gate_slow * t->psi;
-    t->write[0] = h->cosine * write_fast - h->sine * t->psi, t->write[1] = h->sine * write_fast + h->cosine * t->psi;
-    t->read[0] = h->cosine * read_fast - h->sine * read_slow, t->read[1] = h->sine * read_fast + h->cosine * read_slow;
+    float logits[5][GROUP] = {0};
+    for (int t = 0; t < count; t++)
+        for (int j = 0; j < 5; j++) logits[j][t] = z[t * z_stride + 3 * h->width + j * h->heads + h->index];
+    for (int t = 0; t < GROUP; t += LANES) {
+        for (int j = 0; j < 5; j++) s[j] = load(logits[j] + t);
+        s[1] += h->slow_bias, s[2] += h->fast_bias, s[5] = load(g->psi + t) + h->flux_out_bias;
+        sigmoids(s, 6);
+        vec slow = s[1], fast = s[2], gate_fast = s[3], gate_slow = s[4], psi = s[5], rest = 1 - psi;
+        vec read_fast = gate_fast * rest, read_slow = gate_slow * psi;
+        store(g->beta + t, s[0]), store(g->slow + t, slow), store(g->fast + t, fast), store(g->psi + t, psi);
+        store(g->gate_fast + t, gate_fast), store(g->gate_slow + t, gate_slow);
+        store(g->decay[0] + t, slow * fast), store(g->decay[1] + t, slow);
+        store(g->write[0] + t, h->cosine * rest - h->sine * psi);
+        store(g->write[1] + t, h->sine * rest + h->cosine * psi);
+        store(g->read[0] + t, h->cosine * read_fast - h->sine * read_slow);
+        store(g->read[1] + t, h->sine * read_fast + h->cosine * read_slow);
+    }
+}
 
-    vec o0 = {0}, o1 = {0};
+/* What both memories hold for a key. */
+struct found { float of[2][K] __attribute__((aligned(64))); };
+
+static inline void look_up(const memory m, const float *k, struct found *found) {
     for (int mode = 0; mode < 2; mode++) {
-        const float(*old)[K] = before[mode];
-        float(*new)[K] = after[mode], decay = t->decay[mode];
-        vec r0 = {0}, r1 = {0}, r2 = {0}, r3 = {0};
-        for (int i = 0; i < K; i += 2) {
-            r0 += load(old[i]) * t->k[i];
-            r1 += load(old[i] + 16) * t->k[i];
-            r2 += load(old[i + 1]) * t->k[i + 1];
-            r3 += load(old[i + 1] + 16) * t->k[i + 1];
-        }
-        vec e0 = t->write[mode] * load(t->v) - decay * (r0 + r2);
-        vec e1 = t->write[mode] * load(t->v + 16) - decay * (r1 + r3);
-        store(t->error[mode], e0), store(t->error[mode] + 16, e1);
-        e0 *= t->beta, e1 *= t->beta;
-        r0 = r1 = r2 = r3 = splat(0);
-        for (int i = 0; i < K; i++) {
-            vec n0 = load(old[i]) * decay + e0 * t->k[i];
-            vec n1 = load(old[i] + 16) * decay + e1 * t->k[i];
-            store(new[i], n0), store(new[i] + 16, n1);
-            r0 += n0 * t->q[i], r1 += n1 * t->q[i];
-        }
-        store(t->recall[mode], r0), store(t->recall[mode] + 16, r1);
-        o0 += r0 * t->read[mode], o1 += r1 * t->read[mode];
+        vec f[ROW] = {0};
+        for (int i = 0; i < K; i++)
+            for (int c = 0; c < ROW; c++) f[c] += load(m[mode][i] + c * LANES) * k[i];
+        memcpy(found->of[mode], f, sizeof f);
     }
-    store(t->o, o0), store(t->o + 16, o1);
-    t->o_scale = 1.0f / sqrtf(sum(o0 * o0 + o1 * o1) * (1.0f / K) + h->eps);
-    if (!y) return;
-    o0 *= t->o_scale * load(h->norm_weight), o1 *= t->o_scale * load(h->norm_weight + 16);
-    if (gate) o0 *= sigmoid(load(gate)), o1 *= sigmoid(load(gate + 16));
-    store(y, o0), store(y + 16, o1);
+}
+
+/* Both memories through token t of the group; `before` and `after` may be the same. `found`: what they hold for its key,
+ * replaced by what they then hold for next_k, so that one pass over the memories does everything. The columns of a memory
+ * do not depend on each other: four vectors of them at a time, which is both memories where a vector has 16 lanes. */
+INLINE void through_memory(struct group *g, int t, const float *next_k, const memory before, memory after,
+                           struct found *found, int keep) {
+    float recall[2][K] __attribute__((aligned(64)));
+    for (int tile = 0; tile < 2 * ROW; tile += 4) {
+        vec e[4], r[4] = {0}, f[4] = {0}, decay[4];
+        for (int j = 0; j < 4; j++) {
+            int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
+            decay[j] = splat(g->decay[mode][t]);
+            e[j] = g->write[mode][t] * load(g->v[t] + c) - decay[j] * load(found->of[mode] + c);
+            if (keep) store(g->error[t][mode] + c, e[j]);
+            e[j] *= g->beta[t];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < K; i++) {
+            vec k = splat(g->k[t][i]), q = splat(g->q[t][i]), next = splat(next_k[i]);
+            for (int j = 0; j < 4; j++) {
+                int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
+                vec n = load(before[mode][i] + c) * decay[j] + e[j] * k;
+                store(after[mode][i] + c, n);
+                r[j] += n * q;
+                f[j] += n * next;
+            }
+        }
+        for (int j = 0; j < 4; j++) {
+            int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
+            store(recall[mode] + c, r[j]), store(found->of[mode] + c, f[j]);
+        }
+    }
+    for (int c = 0; c < K; c += LANES)
+        store(g->o[t] + c, load(recall[0] + c) * g->read[0][t] + load(recall[1] + c) * g->read[1][t]);
+    if (keep) memcpy(g->recall[t], recall, sizeof recall);
+}
+
+/* Norm and gate: o -> y; gate and y those of the first token, `stride` apart. With y NULL only the norm. */
+static inline void after_memory(const struct head *h, struct group *g, int count, const float *gate, float *y,
+                                int64_t stride) {
+    square_sums(g->o, count, g->o_scale);
+    for (int t = 0; t < GROUP; t += LANES)
+        store(g->o_scale + t, inverse_root(load(g->o_scale + t) * (1.0f / K) + h->eps));
+    for (int i = 0; y && i < count * ROW; i += 4) { /* four vectors at a time, from one token or two */
+        int t[4], c[4];
+        vec s[4];
+        for (int j = 0; j < 4; j++) {
+            int at = i + j < count * ROW ? i + j : i;
+            t[j] = at / ROW, c[j] = at % ROW * LANES;
+        }
+        if (gate) {
+            for (int j = 0; j < 4; j++) s[j] = load(gate + t[j] * stride + c[j]);
+            sigmoids(s, 4);
+        }
+        for (int j = 0; j < 4; j++) {
+            vec x = load(g->o[t[j]] + c[j]) * (g->o_scale[t[j]] * load(h->norm_weight + c[j]));
+            if (gate) x *= s[j];
+            store(y + t[j] * stride + c[j], x);
+        }
+    }
 }
 
 /* The inputs of the convolution ahead of token `at` of a text that starts at `start`. */
@@ -251,107 +410,135 @@ static void look_back(const struct head *h, const struct lam_rows *rows, int64_t
         else if (rows->conv)
             from = rows->conv + (text * (TAPS - 1) + (token - start + TAPS - 1)) * 3 * h->width;
         for (int part = 0; part < 3; part++)
-            for (int half = 0; half < 2; half++)
-                w->past[part][j][half] = from ? load(from + part * h->width + h->index * K + half * 16) : splat(0);
+            for (int c = 0; c < ROW; c++)
+                w->past[part][j][c] = from ? load(from + part * h->width + h->index * K + c * LANES) : splat(0);
     }
 }
 
-static void forward_text(const struct head *h, const struct lam_rows *rows, int64_t text) {
-    memory state;
-    struct window window;
-    struct token token;
-    float *kept = rows->state ? rows->state + (text * h->heads + h->index) * 2 * K * K : NULL;
-    if (kept)
-        memcpy(state, kept, sizeof state);
-    else
-        memset(state, 0, sizeof state);
-    look_back(h, rows, text, rows->bounds[text], &window);
-    for (int64_t t = rows->bounds[text]; t < rows->bounds[text + 1]; t++) {
-        int64_t place = t * h->width + h->index * K;
-        step(h, rows->z + t * rows->z_stride, &window, state, state, &token, rows->gate ? rows->gate + place : NULL,
-             rows->y + place);
+/* Some heads of one text. They take turns every GROUP tokens, so that the rows of z stay in the second-level cache. */
+struct running { memory state; struct window window; };
+
+static void forward_text(const struct head *heads, const struct lam_rows *rows, int64_t text, int64_t from, int64_t to,
+                         struct running *running) {
+    struct group group;
+    int64_t start = rows->bounds[text], end = rows->bounds[text + 1];
+    for (int64_t i = from; i < to; i++) {
+        if (rows->state)
+            memcpy(running[i].state, rows->state + (text * heads->heads + i) * 2 * K * K, sizeof(memory));
+        else
+            memset(running[i].state, 0, sizeof(memory));
+        look_back(heads + i, rows, text, start, &running[i].window);
     }
-    if (kept) memcpy(kept, state, sizeof state);
-    if (rows->conv)
-        for (int part = 0; part < 3; part++)
-            for (int half = 0; half < 2; half++)
-                for (int j = 0; j < TAPS - 1; j++)
-                    store(rows->conv + (text * (TAPS - 1) + j) * 3 * h->width + part * h->width + h->index * K +
-                              half * 16, window.past[part][j][half]);
+    for (int64_t first = start; first < end; first += GROUP) {
+        int count = end - first < GROUP ? (int)(end - first) : GROUP;
+        for (int64_t i = from; i < to; i++) {
+            const struct head *h = heads + i;
+            struct found found;
+            int64_t place = first * h->width + i * K;
+            before_memory(h, rows->z + first * rows->z_stride, rows->z_stride, count, &running[i].window, &group, 0);
+            look_up(running[i].state, group.k[0], &found);
+            for (int t = 0; t < count; t++)
+                through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], running[i].state, running[i].state, &found, 0);
+            after_memory(h, &group, count, rows->gate ? rows->gate + place : NULL, rows->y + place, h->width);
+        }
+    }
+    for (int64_t i = from; i < to; i++) {
+        const struct head *h = heads + i;
+        if (rows->state) memcpy(rows->state + (text * h->heads + i) * 2 * K * K, running[i].state, sizeof(memory));
+        for (int part = 0; rows->conv && part < 3; part++)
+            for (int j = 0; j < TAPS - 1; j++)
+                memcpy(rows->conv + (text * (TAPS - 1) + j) * 3 * h->width + part * h->width + i * K,
+                       running[i].window.past[part][j], K * sizeof(float));
+    }
+}
+
+/* One token of a group. */
+struct token {
+    const float *q, *k, *v, *o, *bilinear_q, *flux_hidden, (*convolved)[K], (*error)[K], (*recall)[K];
+    float beta, slow, fast, gate_fast, gate_slow, psi, decay[2], write[2], read[2];
+    float q_scale, k_scale, o_scale, resonance;
+};
+
+static struct token pick(const struct group *g, int t) {
+    return (struct token){
+        g->q[t], g->k[t], g->v[t], g->o[t], g->bilinear_q[t], g->flux_hidden[t], g->convolved[t], g->error[t],
+        g->recall[t], g->beta[t], g->slow[t], g->fast[t], g->gate_fast[t], g->gate_slow[t], g->psi[t],
+        {g->decay[0][t], g->decay[1][t]}, {g->write[0][t], g->write[1][t]}, {g->read[0][t], g->read[1][t]},
+        g->q_scale[t], g->k_scale[t], g->o_scale[t], g->resonance[t]};
 }
 
 /* Backward of one token. dstate: gradient of the memories after it, replaced by that of the memories before it.
- * later: gradients of the convolution's outputs of the next three tokens, nearest first. */
+ * later: gradients of the convolution's outputs of the next three tokens, nearest first. w: its inputs before this one. */
 static void step_back(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b, int64_t at,
                       const struct token *t, const memory before, const memory after, memory dstate,
-                      vec later[3][TAPS - 1][2], const struct window *w, struct lam_gradient *g) {
+                      vec later[3][TAPS - 1][ROW], const struct window *w, struct lam_gradient *g) {
     int64_t place = at * h->width + h->index * K;
     /* y = norm_weight * o * o_scale * sigmoid(gate) */
-    vec dn[2], n[2], dot = {0};
-    for (int half = 0; half < 2; half++) {
-        vec dy = load(b->dy + place + half * 16), weight = load(h->norm_weight + half * 16);
-        n[half] = load(t->o + half * 16) * t->o_scale;
+    vec d_o[ROW], n[ROW], dot = {0};
+    FOR_ROW {
+        vec dy = load(b->dy + place + c * LANES), weight = load(h->norm_weight + c * LANES);
+        n[c] = load(t->o + c * LANES) * t->o_scale;
         if (rows->gate) {
-            vec s = sigmoid(load(rows->gate + place + half * 16));
-            store(b->dgate + place + half * 16, dy * n[half] * weight * s * (1 - s));
+            vec s = sigmoid(load(rows->gate + place + c * LANES));
+            store(b->dgate + place + c * LANES, dy * n[c] * weight * s * (1 - s));
             dy *= s;
         }
-        add_to(g->norm_weight + half * 16, dy * n[half]);
-        dn[half] = dy * weight;
-        dot += dn[half] * n[half];
+        add_to(g->norm_weight + c * LANES, dy * n[c]);
+        d_o[c] = dy * weight;
+        dot += d_o[c] * n[c];
     }
     float mean = sum(dot) * (1.0f / K);
-    vec do0 = t->o_scale * (dn[0] - n[0] * mean), do1 = t->o_scale * (dn[1] - n[1] * mean);
+    FOR_ROW d_o[c] = t->o_scale * (d_o[c] - n[c] * mean);
 
     /* o = sum read (q' after); after = decay before + k u', u = beta (write v - k' decay before) */
-    float dread[2];
-    vec da[2][2], du[2][2], dv0 = {0}, dv1 = {0}, rows_of[K], dq[2], dk[2];
+    float dread[2], dwrite[2];
+    vec da[2][ROW], du[2][ROW] = {0}, dq[ROW], dk[ROW], dv[ROW] = {0}, u[2][ROW], dr[2][ROW], rows_of[K];
     for (int mode = 0; mode < 2; mode++) {
-        dread[mode] = sum(do0 * load(t->recall[mode]) + do1 * load(t->recall[mode] + 16));
-        da[mode][0] = do0 * t->read[mode], da[mode][1] = do1 * t->read[mode];
-        du[mode][0] = du[mode][1] = splat(0);
+        vec s = {0};
+        FOR_ROW s += d_o[c] * load(t->recall[mode] + c * LANES);
+        FOR_ROW da[mode][c] = d_o[c] * t->read[mode];
+        dread[mode] = sum(s);
     }
     for (int i = 0; i < K; i++) {
         vec row = {0};
         for (int mode = 0; mode < 2; mode++)
-            for (int half = 0; half < 2; half++) {
-                vec d = load(dstate[mode][i] + half * 16) + da[mode][half] * t->q[i];
-                store(dstate[mode][i] + half * 16, d);
-                du[mode][half] += d * t->k[i];
-                row += load(after[mode][i] + half * 16) * da[mode][half];
+            FOR_ROW {
+                vec d = load(dstate[mode][i] + c * LANES) + da[mode][c] * t->q[i];
+                store(dstate[mode][i] + c * LANES, d);
+                du[mode][c] += d * t->k[i];
+                row += load(after[mode][i] + c * LANES) * da[mode][c];
             }
         rows_of[i] = row;
     }
-    dq[0] = sums(rows_of), dq[1] = sums(rows_of + 16);
-    vec dbeta_at = {0}, u[2][2], dr[2][2], dlog[2] = {{0}, {0}};
-    float dwrite[2];
+    FOR_ROW dq[c] = sums(rows_of + c * LANES);
+    vec dbeta_at = {0}, dlog[2] = {{0}, {0}};
     for (int mode = 0; mode < 2; mode++) {
         vec dw = {0};
-        for (int half = 0; half < 2; half++) {
-            vec e = load(t->error[mode] + half * 16), v = load(t->v + half * 16);
-            dbeta_at += du[mode][half] * e;
-            u[mode][half] = e * t->beta;
-            du[mode][half] *= t->beta;
-            dw += du[mode][half] * v;
-            dr[mode][half] = -du[mode][half];
+        FOR_ROW {
+            vec e = load(t->error[mode] + c * LANES);
+            dbeta_at += du[mode][c] * e;
+            u[mode][c] = e * t->beta;
+            du[mode][c] *= t->beta;
+            dw += du[mode][c] * load(t->v + c * LANES);
+            dr[mode][c] = -du[mode][c];
+            dv[c] += du[mode][c] * t->write[mode];
         }
         dwrite[mode] = sum(dw);
-        dv0 += du[mode][0] * t->write[mode], dv1 += du[mode][1] * t->write[mode];
     }
     for (int i = 0; i < K; i++) {
         vec row = {0};
         for (int mode = 0; mode < 2; mode++)
-            for (int half = 0; half < 2; half++) {
-                vec d = load(dstate[mode][i] + half * 16);
-                vec old = load(before[mode][i] + half * 16) * t->decay[mode];
-                row += d * u[mode][half] + old * dr[mode][half];
-                d += dr[mode][half] * t->k[i];
+            FOR_ROW {
+                vec d = load(dstate[mode][i] + c * LANES);
+                vec old = load(before[mode][i] + c * LANES) * t->decay[mode];
+                row += d * u[mode][c] + old * dr[mode][c];
+                d += dr[mode][c] * t->k[i];
                 dlog[mode] += d * old;
-                store(dstate[mode][i] + half * 16, d * t->decay[mode]);
+                store(dstate[mode][i] + c * LANES, d * t->decay[mode]);
             }
         rows_of[i] = row;
     }
-    dk[0] = sums(rows_of), dk[1] = sums(rows_of + 16);
+    FOR_ROW dk[c] = sums(rows_of + c * LANES);
 
     /* Gates: read and write are rotated (1 - psi, psi), read times its gates. */
     float dlog_fast = sum(dlog[0]), dlog_slow = sum(dlog[1]) + dlog_fast;
@@ -368,64 +555,87 @@ static void step_back(const struct head *h, const struct lam_rows *rows, const s
     g->decay_bias[0] += dfast, g->decay_bias[1] += dslow;
 
     /* Flux: psi = sigmoid(out . silu(hidden) + bias), hidden = in [q, k, resonance] + bias */
-    float dlogit = dpsi * t->psi * (1 - t->psi);
-    vec hidden = load(t->flux_hidden), s = sigmoid(hidden);
-    vec dhidden = dlogit * load(h->flux_out) * s * (1 + hidden * (1 - s));
-    add_to(g->flux_out, dlogit * hidden * s);
-    add_to(g->flux_in_bias, dhidden);
-    add_to(g->flux_resonance, dhidden * t->resonance);
+    float dlogit = dpsi * t->psi * (1 - t->psi), dhidden[HIDDEN];
+    vec to_resonance = {0};
+    for (int c = 0; c < HIDDEN; c += LANES) {
+        vec hidden = load(t->flux_hidden + c), s = sigmoid(hidden);
+        vec d = dlogit * load(h->flux_out + c) * s * (1 + hidden * (1 - s));
+        store(dhidden + c, d);
+        add_to(g->flux_out + c, dlogit * hidden * s);
+        add_to(g->flux_in_bias + c, d);
+        add_to(g->flux_resonance + c, d * t->resonance);
+        to_resonance += d * load(h->flux_resonance + c);
+    }
     g->flux_out_bias += dlogit;
-    float dresonance = sum(dhidden * load(h->flux_resonance));
-    g->temperature -= dresonance * t->resonance / h->temperature;
-    float share = dresonance / h->temperature;
-    vec q0 = load(t->q), q1 = load(t->q + 16), k0 = load(t->k), k1 = load(t->k + 16);
+    float dresonance = sum(to_resonance), share = dresonance / h->temperature;
+    g->temperature -= share * t->resonance;
     for (int j = 0; j < HIDDEN; j++) {
         const float *row = h->flux_in_rows + j * (2 * K + 1);
-        dq[0] += load(row) * dhidden[j], dq[1] += load(row + 16) * dhidden[j];
-        dk[0] += load(row + 32) * dhidden[j], dk[1] += load(row + 48) * dhidden[j];
-        add_to(g->flux_in[j], q0 * dhidden[j]), add_to(g->flux_in[j] + 16, q1 * dhidden[j]);
-        add_to(g->flux_in[j] + 32, k0 * dhidden[j]), add_to(g->flux_in[j] + 48, k1 * dhidden[j]);
+        FOR_ROW {
+            dq[c] += load(row + c * LANES) * dhidden[j], dk[c] += load(row + K + c * LANES) * dhidden[j];
+            add_to(g->flux_in[j] + c * LANES, load(t->q + c * LANES) * dhidden[j]);
+            add_to(g->flux_in[j] + K + c * LANES, load(t->k + c * LANES) * dhidden[j]);
+        }
     }
-    dk[0] += share * load(t->bilinear_q), dk[1] += share * load(t->bilinear_q + 16);
-    vec shared0 = k0 * share, shared1 = k1 * share;
+    FOR_ROW dk[c] += share * load(t->bilinear_q + c * LANES);
     for (int i = 0; i < K; i++) {
-        const float *row = h->bilinear + i * K;
-        rows_of[i] = load(row) * shared0 + load(row + 16) * shared1;
-        add_to(g->bilinear[i], shared0 * t->q[i]), add_to(g->bilinear[i] + 16, shared1 * t->q[i]);
+        rows_of[i] = splat(0);
+        FOR_ROW {
+            vec shared = load(t->k + c * LANES) * share;
+            rows_of[i] += load(h->bilinear + i * K + c * LANES) * shared;
+            add_to(g->bilinear[i] + c * LANES, shared * t->q[i]);
+        }
     }
-    dq[0] += sums(rows_of), dq[1] += sums(rows_of + 16);
+    FOR_ROW dq[c] += sums(rows_of + c * LANES);
 
     /* q = x / |x|, x = silu(convolution) */
-    float along_q = sum(dq[0] * q0 + dq[1] * q1), along_k = sum(dk[0] * k0 + dk[1] * k1);
-    vec dx[3][2] = {{(dq[0] - q0 * along_q) * t->q_scale, (dq[1] - q1 * along_q) * t->q_scale},
-                    {(dk[0] - k0 * along_k) * t->k_scale, (dk[1] - k1 * along_k) * t->k_scale},
-                    {dv0, dv1}};
+    vec along_q = {0}, along_k = {0};
+    FOR_ROW along_q += dq[c] * load(t->q + c * LANES), along_k += dk[c] * load(t->k + c * LANES);
+    float q_part = sum(along_q), k_part = sum(along_k);
+    FOR_ROW dq[c] = (dq[c] - load(t->q + c * LANES) * q_part) * t->q_scale;
+    FOR_ROW dk[c] = (dk[c] - load(t->k + c * LANES) * k_part) * t->k_scale;
     float *dz = b->dz + at * rows->z_stride + h->index * K;
     const float *z = rows->z + at * rows->z_stride + h->index * K;
     for (int part = 0; part < 3; part++)
-        for (int half = 0; half < 2; half++) {
-            vec x = load(t->convolved[part] + half * 16);
-            s = sigmoid(x);
-            vec d = dx[part][half] * s * (1 + x * (1 - s));
-            add_to(g->conv_bias[part] + half * 16, d);
-            add_to(g->taps[part][TAPS - 1] + half * 16, d * load(z + part * h->width + half * 16));
-            vec out = d * load(h->taps[part][TAPS - 1] + half * 16);
+        FOR_ROW {
+            vec x = load(t->convolved[part] + c * LANES), s = sigmoid(x);
+            vec d = (part == 0 ? dq : part == 1 ? dk : dv)[c] * s * (1 + x * (1 - s));
+            add_to(g->conv_bias[part] + c * LANES, d);
+            add_to(g->taps[part][TAPS - 1] + c * LANES, d * load(z + part * h->width + c * LANES));
+            vec out = d * load(h->taps[part][TAPS - 1] + c * LANES);
             for (int j = 0; j < TAPS - 1; j++) {
-                add_to(g->taps[part][j] + half * 16, d * w->past[part][j][half]);
-                out += later[part][j][half] * load(h->taps[part][TAPS - 2 - j] + half * 16);
+                add_to(g->taps[part][j] + c * LANES, d * w->past[part][j][c]);
+                out += later[part][j][c] * load(h->taps[part][TAPS - 2 - j] + c * LANES);
             }
-            store(dz + part * h->width + half * 16, out);
-            for (int j = TAPS - 2; j > 0; j--) later[part][j][half] = later[part][j - 1][half];
-            later[part][0][half] = d;
+            store(dz + part * h->width + c * LANES, out);
+            for (int j = TAPS - 2; j > 0; j--) later[part][j][c] = later[part][j - 1][c];
+            later[part][0][c] = d;
         }
 }
 
 struct scratch {
     memory first, dstate, states[BLOCK]; /* before the block; after each of its tokens */
-    struct token tokens[BLOCK];
-    struct window window[BLOCK]; /* ahead of each token */
-    vec later[3][TAPS - 1][2];
+    struct group groups[BLOCK / GROUP];
+    vec later[3][TAPS - 1][ROW];
 };
+
+/* A block of tokens forward again: with `keep` all that backward needs, else only the memories after it, in c->first. */
+static void forward_block(const struct head *h, const struct lam_rows *rows, int64_t first, int64_t count,
+                          struct window *window, struct scratch *c, int keep) {
+    for (int64_t at = 0; at < count; at += GROUP) {
+        struct group *g = c->groups + at / GROUP;
+        int size = count - at < GROUP ? (int)(count - at) : GROUP;
+        struct found found;
+        before_memory(h, rows->z + (first + at) * rows->z_stride, rows->z_stride, size, window, g, 1);
+        look_up(keep && at ? c->states[at - 1] : c->first, g->k[0], &found);
+        for (int t = 0; t < size; t++) {
+            float(*before)[K][K] = keep && at + t ? c->states[at + t - 1] : c->first;
+            float(*after)[K][K] = keep ? c->states[at + t] : c->first;
+            through_memory(g, t, g->k[t + 1 < size ? t + 1 : t], before, after, &found, 1);
+        }
+        after_memory(h, g, size, NULL, NULL, 0);
+    }
+}
 
 /* Blocks of tokens from the last to the first; `starts` keeps the memories at the start of each. */
 static void backward_text(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b,
@@ -441,23 +651,19 @@ static void backward_text(const struct head *h, const struct lam_rows *rows, con
     look_back(h, rows, text, start, &window);
     for (int64_t block = 0; block + 1 < blocks; block++) {
         memcpy(starts[block], c->first, sizeof(memory));
-        for (int64_t t = start + block * BLOCK; t < start + (block + 1) * BLOCK; t++)
-            step(h, rows->z + t * rows->z_stride, &window, c->first, c->first, c->tokens, NULL, NULL);
+        forward_block(h, rows, start + block * BLOCK, BLOCK, &window, c, 0);
     }
     for (int64_t block = blocks - 1; block >= 0; block--) {
         int64_t first = start + block * BLOCK, last = block + 1 < blocks ? first + BLOCK : end;
-        if (block + 1 < blocks) {
-            memcpy(c->first, starts[block], sizeof(memory));
-            look_back(h, rows, text, first, &window);
+        if (block + 1 < blocks) memcpy(c->first, starts[block], sizeof(memory));
+        look_back(h, rows, text, first, &window);
+        forward_block(h, rows, first, last - first, &window, c, 1);
+        for (int64_t t = last - 1; t >= first; t--) {
+            struct token token = pick(c->groups + (t - first) / GROUP, (int)((t - first) % GROUP));
+            look_back(h, rows, text, t, &window);
+            step_back(h, rows, b, t, &token, t == first ? c->first : c->states[t - first - 1], c->states[t - first],
+                      c->dstate, c->later, &window, g);
         }
-        for (int64_t t = first; t < last; t++) {
-            c->window[t - first] = window;
-            step(h, rows->z + t * rows->z_stride, &window, t == first ? c->first : c->states[t - first - 1],
-                 c->states[t - first], c->tokens + (t - first), NULL, NULL);
-        }
-        for (int64_t t = last - 1; t >= first; t--)
-            step_back(h, rows, b, t, c->tokens + (t - first), t == first ? c->first : c->states[t - first - 1],
-                      c->states[t - first], c->dstate, c->later, c->window + (t - first), g);
     }
 }
 
@@ -466,19 +672,24 @@ struct work {
     const struct lam_layer *layer;
     const struct lam_rows *rows;
     const struct lam_backward *backward; /* or NULL */
-    int64_t pieces, next, longest;
+    int64_t pieces, next;
+    int64_t groups;  /* of heads, in forward */
+    int64_t longest; /* text, in backward */
 };
 
 static void forward_worker(void *data) {
     struct work *work = data;
-    struct head head = {.index = -1};
-    for (;;) {
+    int64_t heads = work->layer->heads, prepared = 0;
+    struct head *head = aligned_alloc(64, heads * sizeof *head);
+    struct running *running = aligned_alloc(64, heads * sizeof *running);
+    while (head && running) {
         int64_t piece = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
-        if (piece >= work->pieces) return;
-        int64_t index = piece / work->rows->texts;
-        if (head.index != index || !head.heads) prepare(&head, work->layer, index);
-        forward_text(&head, work->rows, piece % work->rows->texts);
+        if (piece >= work->pieces) break;
+        int64_t text = piece / work->groups, group = piece % work->groups;
+        for (; prepared < heads; prepared++) prepare(head + prepared, work->layer, prepared);
+        forward_text(head, work->rows, text, group * heads / work->groups, (group + 1) * heads / work->groups, running);
     }
+    free(head), free(running);
 }
 
 static void backward_worker(void *data) {
@@ -514,13 +725,15 @@ static int64_t run(struct work *work, void (*worker)(void *), parallel team, int
 
 int64_t JOIN(lam_forward, LAM_SUFFIX)(const struct lam_layer *layer, const struct lam_rows *rows, parallel team,
                                       int64_t threads) {
-    struct work work = {layer, rows, NULL, layer->heads * rows->texts, 0, 0};
+    int64_t groups = rows->texts ? 2 * threads / rows->texts : 1; /* of heads; one, where there are texts enough */
+    groups = !team || groups < 1 ? 1 : groups < layer->heads ? groups : layer->heads;
+    struct work work = {layer, rows, NULL, rows->texts * groups, 0, groups, 0};
     return run(&work, forward_worker, team, threads);
 }
 
 int64_t JOIN(lam_backward, LAM_SUFFIX)(const struct lam_layer *layer, const struct lam_rows *rows,
                                        const struct lam_backward *backward, parallel team, int64_t threads) {
-    struct work work = {layer, rows, backward, layer->heads * backward->blocks, 0, 0};
+    struct work work = {layer, rows, backward, layer->heads * backward->blocks, 0, 0, 0};
     for (int64_t i = 0; i < rows->texts; i++)
         if (rows->bounds[i + 1] - rows->bounds[i] > work.longest) work.longest = rows->bounds[i + 1] - rows->bounds[i];
     return run(&work, backward_worker, team, threads);

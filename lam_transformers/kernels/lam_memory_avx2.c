@@ -10,6 +10,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define LAM_SUFFIX _avx2
+#define LANES 8
 #include "lam_memory.c"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,5 +1,6 @@
 /* lam_memory.c for processors with AVX-512. */
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
 #endif
 #define LAM_SUFFIX _avx512
+#define LANES 16
 #include "lam_memory.c"
 #if defined(__clang__)
 #pragma clang attribute pop
