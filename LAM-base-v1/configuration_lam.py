@@ -1,0 +1,95 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""LAMConfig: everything that decides the shapes and the equations of a LAM."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LAMConfig(PreTrainedConfig):
+    r"""
+    The configuration of a [`LAMModel`]. The defaults are those of LAM-base-v1.
+
+    Args:
+        vocab_size (`int`): number of token ids.
+        hidden_size (`int`): width D of the model and of its embeddings; `num_attention_heads` must divide it.
+        num_hidden_layers (`int`): number of layers, each a memory and a feed-forward block.
+        num_attention_heads (`int`): number H of memory heads, each with keys and values of width D / H.
+        intermediate_size (`int`): width of the feed-forward block.
+        hidden_act (`str`): activation of the feed-forward block.
+        position_table_size (`int`): rows of the position table. It does not limit the length of a text: every token
+            beyond it takes the last row. (There is no `max_position_embeddings`: tools would truncate texts there.)
+        type_vocab_size (`int`): rows of the token type table.
+        layer_norm_eps (`float`): epsilon of the layer norms.
+        conv_kernel (`int`): width of the causal depthwise convolution over queries, keys and values.
+        cross_timescale (`float`): strength c of the exchange between fast and slow memory, |c| < 0.5.
+        flux_hidden_size (`int`): hidden width of the resonance flux network.
+        output_gate_rank (`int`, *optional*): rank of the output gate; 0 for no gate, `None` for a full matrix.
+        memory_norm_eps (`float`): epsilon of the RMS norm of what the memories return.
+        fast_decay_init (`float`): decay per token at which the fast memories start.
+        slow_decay_init (`tuple[float, float]`): decays per token between which the slow memories of the heads start,
+            spread evenly in the logarithm of their time constants.
+        chunk_size (`int`, *optional*): tokens per chunk of the memory rule; `None` lets the rule choose.
+        initializer_range (`float`): standard deviation of random weights.
+
+    Raises:
+        ValueError: for values that no model can have; the message names the field, the value and the mend.
+    """
+
+    model_type = "lam"
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    position_table_size: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float | int = 1e-12
+    conv_kernel: int = 4
+    cross_timescale: float | int = 0.1
+    flux_hidden_size: int = 16
+    output_gate_rank: int | None = 32
+    memory_norm_eps: float | int = 1e-5
+    fast_decay_init: float | int = 0.3
+    slow_decay_init: list[float] | tuple[float, ...] = (0.85, 0.999)
+    chunk_size: int | None = None
+    initializer_range: float | int = 0.02
+    pad_token_id: int | None = 0
+    use_cache: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        positive = (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "position_table_size", "type_vocab_size", "conv_kernel", "flux_hidden_size",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}); change one of them."
+            )
+        if not abs(self.cross_timescale) < 0.5:
+            raise ValueError(f"cross_timescale must lie between -0.5 and 0.5, got {self.cross_timescale}.")
+        if self.output_gate_rank is not None and self.output_gate_rank < 0:
+            raise ValueError(
+                f"output_gate_rank must be None (full), 0 (no gate) or positive, got {self.output_gate_rank}."
+            )
+        low, high = self.slow_decay_init if len(self.slow_decay_init) == 2 else (0.0, 0.0)
+        if not 0 < self.fast_decay_init < low <= high < 1:
+            raise ValueError(
+                "the starting decays must satisfy 0 < fast_decay_init < slow_decay_init[0] <= slow_decay_init[1] < 1, "
+                f"got {self.fast_decay_init} and {self.slow_decay_init}."
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be None or at least 1, got {self.chunk_size}.")
+
+    @property
+    def head_size(self) -> int:
+        """Width K = V of the keys and values of one head."""
+        return self.hidden_size // self.num_attention_heads

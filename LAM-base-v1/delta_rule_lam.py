@@ -1,0 +1,341 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""The memory rule of LAM: a dual-timescale, gated delta rule.
+
+One alphabet, used in every shape below and in modeling_lam.py:
+
+    B batch   T time (tokens)   H heads   K key width   V value width   C chunk   N texts of a packed row   M chunks
+
+Every face of the rule takes the same keyword-only arguments:
+
+    q, k         [B, T, H, K]   already L2-normalised over K
+    v            [B, T, H, V]
+    beta         [B, T, H]      write strength, in [0, 1]
+    log_decay    [B, T, H, 2]   logarithm of the decay of each mode, finite, <= 0; index 0 fast, 1 slow
+    write, read  [B, T, H, 2]   weights of the two modes, already rotated into mode space
+    state        [B, H, 2, K, V] or None (zeros): both memories before the first token, in mode space
+    cu_seqlens   [N + 1] integers or None: with it B = 1 and the row holds N texts one behind the other, text i at
+                 cu_seqlens[i]:cu_seqlens[i + 1]; state is then [N, H, 2, K, V]
+    chunk_size   tokens per chunk; None lets the rule choose
+
+and returns ``o`` [B, T, H, V] in the dtype of v and the state after the last token, float32 (float64 for float64
+input).
+
+"Mode space": the fast and the slow memory, coupled across timescales by a rotation R, are two independent gated delta
+rules Z = R' S (docs/ALGORITHM.md); what is called fast and slow here are these two.
+"""
+
+import itertools
+
+import torch
+from torch.nn import functional as F
+
+# Inverses are squared only inside blocks of this width: repeated squaring over more loses float32 when keys repeat.
+_BLOCK = 8
+
+
+def recurrent_dual_delta_rule(
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference: one token after the other, exactly as the equations stand.
+
+    Per head and mode i, with Z_i [K, V] (Yang et al. 2024, "Gated Delta Networks", eq. 10, with separate write and read
+    weights):
+
+        Z_i <- decay_i Z_i
+        Z_i <- Z_i + beta k (write_i v - k' Z_i)'
+        o    = sum_i read_i q' Z_i
+
+    Args, shapes and return value: see the module. ``chunk_size`` is accepted and ignored. Raises ValueError for shapes,
+    dtypes or ``cu_seqlens`` that do not fit together.
+    """
+    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
+    if cu_seqlens is not None:
+        bounds = cu_seqlens.tolist()
+        parts = []
+        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
+            text = {n: x[:, start:end] for n, x in _named(q, k, v, beta, log_decay, write, read)}
+            parts.append(recurrent_dual_delta_rule(**text, state=None if state is None else state[i : i + 1]))
+        return torch.cat([o for o, _ in parts], dim=1), torch.cat([s for _, s in parts])
+    out_dtype, dtype = v.dtype, _compute_dtype(v)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, beta, decay = q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
+        write, read = write.to(dtype), read.to(dtype)
+        z = _first_state(state, q, v, q.shape[0])
+        outputs = []
+        for t in range(q.shape[1]):
+            z = decay[:, t, :, :, None, None] * z  # [B, H, 2, K, V]
+            recalled = torch.einsum("bhk,bhmkv->bhmv", k[:, t], z)
+            change = write[:, t, :, :, None] * v[:, t, :, None] - recalled  # [B, H, 2, V]
+            z = z + torch.einsum("bh,bhk,bhmv->bhmkv", beta[:, t], k[:, t], change)
+            outputs.append(torch.einsum("bhm,bhk,bhmkv->bhv", read[:, t], q[:, t], z))
+        o = torch.stack(outputs, dim=1) if outputs else v
+    return o.to(out_dtype), z
+
+
+def chunk_dual_delta_rule(
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rule, exact, as matrix products: parallel inside a chunk of C tokens, sequential between chunks.
+
+    Per mode and chunk, with G the running sum of log_decay and D_ts = exp(G_t - G_s) for t >= s (Yang et al. 2024,
+    section 3.3):
+
+        A = strictly lower(beta_t (k_t . k_s) D_ts),    T = (I + A)^-1
+        U = T (beta write v),    W = T (beta exp(G) k),    new = U - W Z
+        o = read (exp(G) q Z + lower((q_t . k_s) D_ts) new)
+        Z <- exp(G_C) Z + sum_s exp(G_C - G_s) k_s new_s'
+
+    Args, shapes and return value: see the module. Raises ValueError as the reference does.
+    """
+    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
+    out_dtype, dtype = v.dtype, _compute_dtype(v)
+    batch, time = q.shape[:2]
+    with torch.autocast(q.device.type, enabled=False):
+        tokens = {n: x.to(dtype) for n, x in _named(q, k, v, beta, log_decay, write, read)}
+        if q.shape[1] == 0:
+            return v, _first_state(state, q, v, batch if cu_seqlens is None else len(cu_seqlens) - 1)
+        if cu_seqlens is None:
+            size = chunk_size or default_chunk_size(time)
+            steps = -(-time // size)
+            chunks = {n: _dense_to_chunks(x, steps, size) for n, x in tokens.items()}
+            o, z = _scan_chunks(**chunks, state=state, active=[batch] * steps)
+            o = o.view(steps, batch, size, *o.shape[2:]).transpose(0, 1).reshape(batch, steps * size, *o.shape[2:])
+            return o[:, :time].to(out_dtype), z
+        lengths = cu_seqlens.diff().cpu()
+        size = chunk_size or default_chunk_size(int(lengths.max()))
+        source, place, order, active = _packed_layout(cu_seqlens.cpu(), lengths, size)
+        source, place, order = source.to(q.device), place.to(q.device), order.to(q.device)
+        # Row `time` is a row of zeros: a padding step writes nothing, forgets nothing and is read by nobody.
+        chunks = {n: F.pad(x[0], (0, 0) * (x.ndim - 2) + (0, 1))[source] for n, x in tokens.items()}
+        o, z = _scan_chunks(**chunks, state=None if state is None else state[order], active=active)
+        if len(z) < len(order):  # empty texts of a row without a state
+            z = torch.cat([z, z.new_zeros(len(order) - len(z), *z.shape[1:])])
+        z = z[torch.argsort(order)]
+        return o.flatten(0, 1)[place].unsqueeze(0).to(out_dtype), z
+
+
+def dual_delta_rule(
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rule by its fastest exact face: token by token for single steps, in chunks otherwise.
+
+    Args, shapes, return value and errors: see the module and :func:`recurrent_dual_delta_rule`.
+    """
+    single_step = cu_seqlens is None and q.ndim == 4 and q.shape[1] == 1
+    rule = recurrent_dual_delta_rule if single_step else chunk_dual_delta_rule
+    return rule(
+        q=q, k=k, v=v, beta=beta, log_decay=log_decay, write=write, read=read,
+        state=state, cu_seqlens=cu_seqlens, chunk_size=chunk_size,
+    )  # fmt: skip
+
+
+def default_chunk_size(longest: int) -> int:
+    """The chunk size for texts of at most `longest` tokens: as few chunks of at most 32 as hold them, of equal size."""
+    chunks = -(-longest // 32)
+    return max(-(-longest // max(chunks, 1)), 1)
+
+
+def _scan_chunks(q, k, v, beta, log_decay, write, read, state, active):
+    """All chunks at once inside, one step after the other between them.
+
+    Chunks [M, C, H, ...] stand step by step: first those of step 0, one a text, then those of step 1, and so on.
+    active[j] texts have a chunk at step j, always the first ones. Returns o [M, C, H, V] and the last states.
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [M, H, C, K] and [M, H, C, V]
+    beta = beta.transpose(1, 2)  # [M, H, C]
+    log_decay, write, read = (x.permute(0, 2, 3, 1) for x in (log_decay, write, read))  # [M, H, 2, C]
+    decay = _DecayMatrix.apply(log_decay)  # [M, H, 2, C, C]
+    beta_k = beta.unsqueeze(-1) * k
+    overlap = (beta_k @ k.transpose(-1, -2)).unsqueeze(2) * decay
+    inverse = _UnitLowerInverse.apply(overlap)  # [M, H, 2, C, C]
+    value = inverse @ ((beta.unsqueeze(2) * write).unsqueeze(-1) * v.unsqueeze(2))  # U [M, H, 2, C, V]
+    score = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay  # [M, H, 2, C, C]
+    to_end = decay[..., -1, :, None] * k.unsqueeze(2)  # exp(G_C - G_s) k_s [M, H, 2, C, K]
+    if len(active) > 1 or state is not None:
+        from_start = log_decay.cumsum(-1).exp().unsqueeze(-1)  # exp(G) [M, H, 2, C, 1]
+        key = inverse @ (from_start * beta_k.unsqueeze(2))  # W [M, H, 2, C, K]
+        query = from_start * q.unsqueeze(2)
+        chunk_decay = from_start[..., -1:, :]  # exp(G_C) [M, H, 2, 1, 1]
+    z: torch.Tensor | None = None if state is None else state.to(q.dtype)
+    outputs: list[torch.Tensor] = []
+    finished: list[torch.Tensor] = []
+    first = 0
+    for count in active:
+        s = slice(first, first + count)
+        if z is None:
+            new, o = value[s], score[s] @ value[s]
+            z = to_end[s].transpose(-1, -2) @ new
+        else:
+            if len(z) > count:
+                finished.append(z[count:])
+                z = z[:count]
+            new = value[s] - key[s] @ z
+            o = query[s] @ z + score[s] @ new
+            z = chunk_decay[s] * z + to_end[s].transpose(-1, -2) @ new
+        outputs.append((read[s].unsqueeze(-1) * o).sum(2).transpose(1, 2))
+        first += count
+    if finished and z is not None:
+        z = torch.cat([z, *reversed(finished)])
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0], z
+
+
+class _DecayMatrix(torch.autograd.Function):
+    """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C].
+
+    The running sum is float64 where the device has it: a difference of two large float32 sums would lose the digits of
+    a small one behind a strong forgetting. Backward sums D * grad over t >= r > s for each r instead of keeping five
+    more matrices alive.
+    """
+
+    @staticmethod
+    def forward(ctx, log_decay):
+        total = log_decay.to(torch.float32 if log_decay.device.type == "mps" else torch.float64).cumsum(-1)
+        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(log_decay.dtype)
+        size = log_decay.shape[-1]
+        above = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu_(1)
+        decay = decay.masked_fill_(above, -torch.inf).exp_()
+        ctx.save_for_backward(decay)
+        return decay
+
+    @staticmethod
+    def backward(ctx, grad):
+        (decay,) = ctx.saved_tensors
+        size = decay.shape[-1]
+        before = torch.ones(size, size, dtype=grad.dtype, device=grad.device).triu_(1)
+        return ((grad * decay) @ before).tril_().sum(-2)
+
+
+class _UnitLowerInverse(torch.autograd.Function):
+    """(I + strictly lower A)^-1 for A [..., C, C] without entries above the diagonal.
+
+    The derivative of T is -T dA T, so backward is two products.
+    """
+
+    @staticmethod
+    def forward(ctx, a):
+        inverse = _unit_lower_inverse(a)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inverse,) = ctx.saved_tensors
+        transposed = inverse.transpose(-1, -2)
+        return (transposed @ grad @ transposed).tril_(-1).neg_()
+
+
+def _unit_lower_inverse(a):
+    """Squaring inside diagonal blocks, (I - A)(I + A^2)(I + A^4), then T21 = -T22 A21 T11 joins neighbours."""
+    size = a.shape[-1]
+    half = 1 << max(size - 1, 1).bit_length() - 1
+    if size > _BLOCK and size != 2 * half:  # no power of two: the largest one below, and the rest
+        top, bottom = _unit_lower_inverse(a[..., :half, :half]), _unit_lower_inverse(a[..., half:, half:])
+        return _join_inverses(top, bottom, a[..., half:, :half])
+    width = min(_BLOCK, size)
+    power = _diagonal_blocks(a, width).tril(-1)
+    inverse = torch.eye(width, dtype=a.dtype, device=a.device) - power
+    reach = 2
+    while reach < width:
+        power = power @ power
+        inverse = inverse + inverse @ power
+        reach *= 2
+    while width < size:
+        pairs = inverse.unflatten(-3, (-1, 2))
+        below = _diagonal_blocks(a, 2 * width)[..., width:, :width]
+        inverse, width = _join_inverses(pairs[..., 0, :, :], pairs[..., 1, :, :], below), 2 * width
+    return inverse.squeeze(-3)
+
+
+def _join_inverses(top, bottom, below):
+    """The inverse of [[A11, 0], [A21, A22]] from those of A11 and A22."""
+    first, second = top.shape[-1], bottom.shape[-1]
+    joined = top.new_zeros(*top.shape[:-2], first + second, first + second)
+    joined[..., :first, :first] = top
+    joined[..., first:, first:] = bottom
+    joined[..., first:, :first] = -(bottom @ below @ top)
+    return joined
+
+
+def _diagonal_blocks(a, width):
+    """[..., C, C] -> [..., C / width, width, width]"""
+    blocks = a.unflatten(-1, (-1, width)).unflatten(-3, (-1, width))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def _dense_to_chunks(x, steps, size):
+    """[B, T, ...] -> [steps * B, C, ...], step by step, padded with zeros."""
+    x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps * size - x.shape[1]))
+    return x.unflatten(1, (steps, size)).transpose(0, 1).flatten(0, 1)
+
+
+def _packed_layout(cu_seqlens, lengths, size):
+    """Where the chunks of a packed row take their tokens from, and where the tokens find their outputs.
+
+    Returns source [M, C] (token of each place, or T for a padding step), place [T] (flat place of each token), order
+    [N] (texts by falling number of chunks) and the list of texts active at each step.
+    """
+    steps = -(-lengths // size)
+    order = torch.argsort(steps, descending=True, stable=True)
+    most = max(int(steps.max()), 1)
+    active = (steps.unsqueeze(0) > torch.arange(most).unsqueeze(1)).sum(1)  # [most]
+    step = torch.repeat_interleave(torch.arange(most), active)  # [M]
+    text = order[torch.arange(len(step)) - (active.cumsum(0) - active)[step]]
+    offset = step.unsqueeze(1) * size + torch.arange(size)  # [M, C]
+    real = offset < lengths[text].unsqueeze(1)
+    total = int(cu_seqlens[-1])
+    source = torch.where(real, cu_seqlens[text].unsqueeze(1) + offset, total)
+    place = torch.empty(total, dtype=torch.long)
+    place[source[real]] = torch.arange(source.numel()).view_as(source)[real]
+    return source, place, order, active.tolist()
+
+
+def _named(q, k, v, beta, log_decay, write, read):
+    names = ("q", "k", "v", "beta", "log_decay", "write", "read")
+    return tuple(zip(names, (q, k, v, beta, log_decay, write, read), strict=True))
+
+
+def _compute_dtype(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _first_state(state, q, v, batch):
+    dtype = _compute_dtype(v)
+    if state is not None:
+        return state.to(dtype)
+    return torch.zeros(batch, q.shape[2], 2, q.shape[3], v.shape[3], dtype=dtype, device=q.device)
+
+
+def check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size) -> None:
+    """Raise ValueError, naming the argument and what it should be, unless the arguments fit the contract."""
+    if q.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"q and v must be [B, T, H, K] and [B, T, H, V], got {list(q.shape)} and {list(v.shape)}.")
+    (batch, time, heads, width), value_width = q.shape, v.shape[-1]
+    tokens = (batch, time, heads)
+    shapes = {
+        "k": (*tokens, width), "v": (*tokens, value_width), "beta": tokens,
+        "log_decay": (*tokens, 2), "write": (*tokens, 2), "read": (*tokens, 2),
+    }  # fmt: skip
+    for name, x in _named(q, k, v, beta, log_decay, write, read):
+        if name in shapes and tuple(x.shape) != shapes[name]:
+            raise ValueError(f"{name} must be {list(shapes[name])} to go with q {list(q.shape)}, got {list(x.shape)}.")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}.")
+    texts = batch
+    if cu_seqlens is not None:
+        texts = len(cu_seqlens) - 1
+        check_cu_seqlens("cu_seqlens", cu_seqlens, batch, time)
+    if state is not None and tuple(state.shape) != (texts, heads, 2, width, value_width):
+        expected = [texts, heads, 2, width, value_width]
+        raise ValueError(f"state must be {expected} (texts, heads, 2, K, V), got {list(state.shape)}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+
+
+def check_cu_seqlens(name, cu_seqlens, batch, time) -> None:
+    """Raise ValueError unless `cu_seqlens`, which the caller calls `name`, bounds the texts of one row of T tokens."""
+    if batch != 1:
+        raise ValueError(f"With {name} the texts lie in one row (B = 1), got B = {batch}.")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"{name} must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
+    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != time or bool((cu_seqlens.diff() < 0).any()):
+        raise ValueError(f"{name} must rise from 0 to T = {time}, got {cu_seqlens.tolist()[:8]}.")

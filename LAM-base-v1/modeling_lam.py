@@ -1,0 +1,392 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""LAM, a text encoder whose attention is an associative memory: cost linear in the length, state of constant size.
+
+Read delta_rule_lam.py first for the memory rule and the alphabet of the shapes: B batch, T time, H heads, K = V head
+size, D = H K hidden size, N texts of a packed row.
+"""
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .checks_lam import check_inputs, check_weights, real_tokens
+from .configuration_lam import LAMConfig
+from .delta_rule_lam import dual_delta_rule
+from .packing_lam import PackedTexts, positions, unpack
+from .state_lam import LAMState, check_state, state_shapes
+
+try:  # an accelerator, where the package lam-transformers is installed
+    from lam_transformers import kernels
+except ImportError:
+    kernels = None  # type: ignore[assignment]
+
+# Tokens of each text that go through the layers at once where a text is longer than twice that.
+SEGMENT = 2048
+
+
+@dataclass
+class LAMModelOutput(ModelOutput):
+    """
+    last_hidden_state: [B, T, D], zero where the attention mask is zero.
+    cache_params: the `LAMState` after the last token, with `use_cache=True` or when one was handed in.
+    hidden_states: embeddings and the output of each layer, [B, T, D] each, with `output_hidden_states=True`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    cache_params: LAMState | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class LAMEmbeddings(nn.Module):
+    """Word + position + token type, then LayerNorm, as BERT; positions beyond the table take its last row."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.position_table_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids, inputs_embeds, token_type_ids, position_ids):
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        positions = self.position_embeddings(position_ids.clamp(max=self.position_embeddings.num_embeddings - 1))
+        return self.LayerNorm(words + positions + self.token_type_embeddings(token_type_ids))
+
+
+class ResonanceFlux(nn.Module):
+    """psi = sigmoid(MLP([q, k, q' W_h k / temp_h])): how much of a token belongs to the slow memory.
+
+    q, k [..., H, K] -> psi [..., H] in (0, 1). The MLP is shared by the heads of a layer; W_h is one matrix a head.
+    """
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        heads, width = config.num_attention_heads, config.head_size
+        self.bilinear = nn.Parameter(torch.empty(heads, width, width))
+        self.temperature = nn.Parameter(torch.empty(heads))
+        self.in_proj = nn.Linear(2 * width + 1, config.flux_hidden_size)
+        self.out_proj = nn.Linear(config.flux_hidden_size, 1)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        resonance = (torch.einsum("...hk,hkj->...hj", q, self.bilinear.to(q.dtype)) * k).sum(-1) / self.temperature
+        features = torch.cat([q, k, resonance.unsqueeze(-1).to(q.dtype)], dim=-1)
+        hidden = self.in_proj(features.to(self.in_proj.weight.dtype))
+        return torch.sigmoid(self.out_proj(F.silu(hidden)).squeeze(-1))
+
+
+class LAMMemory(nn.Module):
+    """The dual-timescale memory that stands where BERT has softmax attention (docs/ALGORITHM.md)."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        self.heads, self.width, self.chunk_size = config.num_attention_heads, config.head_size, config.chunk_size
+        size, rank, kernel = config.hidden_size, config.output_gate_rank, config.conv_kernel
+        self.gate_size = size if rank is None else rank
+        self.eps = config.memory_norm_eps
+        angle = math.asin(2 * config.cross_timescale) / 2
+        self.cos, self.sin = math.cos(angle), math.sin(angle)
+        # One product: q, k, v | beta, slow, fast, gate_fast, gate_slow, one a head | output gate.
+        self.in_proj = nn.Linear(size, 3 * size + 5 * self.heads + self.gate_size, bias=False)
+        self.conv1d = nn.Conv1d(3 * size, 3 * size, kernel, groups=3 * size)
+        self.decay_bias = nn.Parameter(torch.empty(2, self.heads))
+        self.flux = ResonanceFlux(config)
+        self.norm_weight = nn.Parameter(torch.empty(self.width))
+        self.gate_proj = nn.Linear(rank, size, bias=False) if rank else None
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(self, x, texts, memory=None, conv=None):
+        """x [B, T, D] -> y [B, T, D], and memory [B, H, 2, K, V] and conv [B, kernel - 1, 3 D] after the last token.
+
+        texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
+        """
+        size, heads = x.shape[-1], self.heads
+        projected = self.in_proj(x)
+        if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
+            y, memory, conv = done
+            return self.out_proj(y.to(x.dtype)), memory, conv
+        qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
+        qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
+        q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
+        q, k = _unit(q), _unit(k)
+        beta, slow, fast, *gates = per_head.to(q.dtype).unflatten(-1, (5, heads)).unbind(-2)  # [B, T, H] each
+        log_slow = F.logsigmoid(slow + self.decay_bias[1])
+        log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
+        psi = self.flux(q, k).to(q.dtype)
+        read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
+        o, memory = dual_delta_rule(
+            q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
+            write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
+            state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
+        )  # fmt: skip
+        o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
+        if self.gate_size:
+            o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
+        return self.out_proj(o.to(x.dtype)), memory, conv
+
+    def _to_modes(self, fast, slow):
+        """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
+        return torch.stack([self.cos * fast - self.sin * slow, self.sin * fast + self.cos * slow], dim=-1)
+
+    def _convolve(self, z, texts, before):
+        """Causal depthwise convolution of z [B, T, 3 D] within each text; `before` holds the inputs ahead of it."""
+        kernel = self.conv1d.weight.shape[-1]
+        if texts is None:
+            z = F.pad(z, (0, 0, kernel - 1, 0)) if before is None else torch.cat([before.to(z.dtype), z], dim=1)
+            after = z[:, z.shape[1] - kernel + 1 :]
+        else:
+            rows = z.new_zeros(len(texts.lengths), kernel - 1, z.shape[-1]) if before is None else before.to(z.dtype)
+            z = torch.cat([z[0], rows.flatten(0, 1)]).index_select(0, texts.conv_source)
+            after = z[texts.conv_after]
+            z = z.unsqueeze(0)
+        # A 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
+        image = z.transpose(1, 2).unsqueeze(2)  # [B, 3 D, 1, T + kernel - 1]
+        with torch.autocast(z.device.type, enabled=False):
+            y = F.conv2d(image, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=image.shape[1])
+        y = y.squeeze(2).transpose(1, 2)
+        return y if texts is None else y.index_select(1, texts.conv_place), after
+
+
+class LAMFeedForward(nn.Module):
+    """x -> W2 act(W1 x), as BERT."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        self.in_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(self.act(self.in_proj(x)))
+
+
+class LAMLayer(GradientCheckpointingLayer):
+    """x = LayerNorm(x + memory(x)); x = LayerNorm(x + feed_forward(x))"""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        self.memory = LAMMemory(config)
+        self.memory_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = LAMFeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x, texts=None, memory=None, conv=None):
+        """Shapes as `LAMMemory.forward`."""
+        y, memory, conv = self.memory(x, texts, memory, conv)
+        x = self.memory_norm(x + y)
+        return self.feed_forward_norm(x + self.feed_forward(x)), memory, conv
+
+
+class LAMPreTrainedModel(PreTrainedModel):
+    config_class = LAMConfig
+    config: LAMConfig
+    base_model_prefix = "lam"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LAMLayer"]
+    _keep_in_fp32_modules_strict = ["decay_bias"]
+    _can_record_outputs = {"hidden_states": LAMLayer}
+    _supports_sdpa = True  # there is no attention to implement: any attn_implementation is accepted and changes nothing
+    _supports_flash_attn = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        config = self.config
+        if isinstance(module, ResonanceFlux):
+            init.copy_(module.bilinear, torch.eye(config.head_size).expand_as(module.bilinear))
+            init.ones_(module.temperature)
+            init.zeros_(module.out_proj.weight)
+        elif isinstance(module, LAMMemory):
+            # The convolution starts as the identity, the flux and the output gate (or what stands for it) at one half.
+            identity = torch.zeros_like(module.conv1d.weight)
+            identity[..., -1] = 1
+            init.copy_(module.conv1d.weight, identity)
+            init.zeros_(module.conv1d.bias)
+            init.copy_(module.decay_bias, starting_decay_bias(config))
+            init.constant_(module.norm_weight, 1.0 if module.gate_size else 0.5)
+            if module.gate_proj is not None:
+                init.zeros_(module.gate_proj.weight)
+
+
+def starting_decay_bias(config: LAMConfig) -> torch.Tensor:
+    """Biases [2, H] (fast, slow) at which the decays start: time constants spread evenly in the logarithm."""
+    low, high = (-1 / math.log(x) for x in config.slow_decay_init)
+    steps = torch.linspace(math.log(low), math.log(high), config.num_attention_heads, dtype=torch.float64)
+    slow = torch.exp(-1 / steps.exp())
+    return torch.stack([torch.logit(config.fast_decay_init / slow), torch.logit(slow)]).float()
+
+
+class LAMModel(LAMPreTrainedModel):
+    """The LAM encoder. Mean-pool `last_hidden_state` over the real tokens and L2-normalise for a text embedding."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__(config)
+        self.embeddings = LAMEmbeddings(config)
+        self.layers = nn.ModuleList(LAMLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in transformers, but damaged or incomplete weights are an error, never a half-random model."""
+        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+            check_weights(pretrained_model_name_or_path)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        # Weights of a head beside the encoder's are not its business; unknown ones inside it mean another architecture.
+        own = [name for name, _ in model.named_children()]
+        unknown = [name for name in info["unexpected_keys"] if name.split(".")[0] in own]
+        if unknown or info["missing_keys"]:
+            raise OSError(
+                f"{pretrained_model_name_or_path} does not hold the weights of this LAM: "
+                f"missing {sorted(info['missing_keys'])}, unknown {sorted(unknown)}."
+            )
+        return (model, info) if output_loading_info else model
+
+    @property
+    def backend(self) -> str:
+        """Which implementation of the memory runs: "native" (lam_transformers.kernels) or "torch"."""
+        weight = self.layers[0].memory.in_proj.weight
+        return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
+
+    def fingerprint(self) -> str:
+        """Identifies the weights (by a small sample of them); a `LAMState` carries it."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            memory = layer.memory
+            for x in (memory.in_proj.weight[:, 0], memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
+                digest.update(x.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def new_state(self, batch_size: int) -> LAMState:
+        """The empty state of `batch_size` texts that have not begun."""
+        weight, shapes = self.embeddings.word_embeddings.weight, state_shapes(self.config, batch_size)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        memory, conv = (
+            [torch.zeros(shapes[name], dtype=dtype, device=weight.device) for _ in self.layers]
+            for name in ("memory", "conv")
+        )
+        seen = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
+        return LAMState(memory, conv, seen, self.fingerprint())
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache_params: LAMState | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> LAMModelOutput | tuple[torch.Tensor, ...]:
+        r"""
+        Args:
+            input_ids: [B, T] token ids. Give these or `inputs_embeds`.
+            attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may stand anywhere in a row.
+            token_type_ids: [B, T], zeros if not given.
+            position_ids: [B, T]; if not given, the number of real tokens of the text before each token.
+            inputs_embeds: [B, T, D] word embeddings in place of `input_ids`.
+            cache_params: the `LAMState` to go on from; it is updated. Rows are those of the batch, or the texts of a
+                packed row.
+            use_cache: return the state after the last token. A row may then be wholly masked.
+            cu_seq_lens_q: [N + 1] bounds of N texts packed one behind the other in one row (B = 1).
+            output_hidden_states (in kwargs): also return the embeddings and the output of each layer.
+
+        Returns:
+            `LAMModelOutput`, or a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError: for inputs that do not fit together, ids outside the tables, NaN in `inputs_embeds` (both on the
+                CPU only), or a state of another model or batch.
+        """
+        given = check_inputs(self, input_ids, inputs_embeds, token_type_ids, position_ids)
+        batch, time = given.shape[:2]
+        use_cache = cache_params is not None or (self.config.use_cache if use_cache is None else use_cache)
+        real = real_tokens(attention_mask, given, cu_seq_lens_q, use_cache)
+        texts = None
+        if cu_seq_lens_q is not None:
+            texts = PackedTexts(cu_seq_lens_q.to(given.device).long().diff(), self.config.conv_kernel)
+        elif real is not None:
+            texts = PackedTexts(real.sum(1), self.config.conv_kernel)
+            places = real.flatten().nonzero().squeeze(1)
+            input_ids, inputs_embeds, token_type_ids, position_ids = (
+                None if x is None else x.expand(batch, *x.shape[1:]).flatten(0, 1)[places].unsqueeze(0)
+                for x in (input_ids, inputs_embeds, token_type_ids, position_ids)
+            )
+        if use_cache and cache_params is None:
+            cache_params = self.new_state(batch if texts is None else len(texts.lengths))
+        elif use_cache:
+            check_state(self, cache_params, batch if texts is None else len(texts.lengths))
+        size = (batch, time) if texts is None else (1, texts.total)
+        if position_ids is None:
+            position_ids = positions(texts, size, None if cache_params is None else cache_params.seen, given)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
+        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
+        output = self._read(x, texts, cache_params, **kwargs)
+        last, hidden_states = output.last_hidden_state, output.hidden_states
+        if use_cache:
+            cache_params.seen = cache_params.seen + (time if texts is None else texts.lengths)
+        if real is not None:
+            last = unpack(last, places, batch, time)
+            if hidden_states is not None:
+                hidden_states = tuple(None if x is None else unpack(x, places, batch, time) for x in hidden_states)
+        output = LAMModelOutput(last, cache_params if use_cache else None, hidden_states)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
+        """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
+        longest = x.shape[1] if texts is None else int(texts.lengths.max())
+        whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
+        if whole or longest <= 2 * SEGMENT:
+            return self._run_layers(x, texts, state, return_dict=True, **kwargs)
+        state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
+        last = torch.empty_like(x)
+        for start in range(0, longest, SEGMENT):
+            places, piece = slice(start, start + SEGMENT), None
+            if texts is not None:
+                places, piece = texts.segment(start, SEGMENT)
+            last[:, places] = self._run_layers(x[:, places], piece, state, return_dict=True, **kwargs).last_hidden_state
+        return LAMModelOutput(last_hidden_state=last)
+
+    @capture_outputs
+    def _run_layers(self, x, texts, state, **kwargs) -> LAMModelOutput:
+        for i, layer in enumerate(self.layers):
+            if state is None:
+                x = layer(x, texts)[0]
+            else:
+                x, state.memory[i], state.conv[i] = layer(x, texts, state.memory[i], state.conv[i])
+        return LAMModelOutput(last_hidden_state=x)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """x / |x| over the last dimension, float32 or wider, epsilon inside the root."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+LAMConfig.register_for_auto_class()
+LAMModel.register_for_auto_class("AutoModel")
+
+__all__ = ["LAMModel", "LAMModelOutput", "LAMPreTrainedModel", "LAMState"]

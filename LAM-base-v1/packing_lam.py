@@ -1,0 +1,44 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""Packed rows: texts of different lengths one behind the other, without padding."""
+
+import torch
+from torch.nn import functional as F
+
+
+class PackedTexts:
+    """Where the texts of a packed row begin and end, and how the convolution finds the inputs before each."""
+
+    def __init__(self, lengths: torch.Tensor, kernel: int):
+        """lengths: [N] integers, tokens of each text, zero allowed; kernel: width of the convolution."""
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+        self.lengths, self.kernel, self.cu_seqlens, self.total = lengths, kernel, cu_seqlens, int(cu_seqlens[-1])
+        count, before, device, total = len(lengths), kernel - 1, lengths.device, self.total
+        self.index = torch.repeat_interleave(torch.arange(count, device=device), lengths, output_size=total)
+        # In the convolution's input each text stands behind `before` rows of its own.
+        self.conv_place = torch.arange(total, device=device) + before * self.index  # of a token's output
+        self.conv_source = torch.empty(total + before * count, dtype=torch.long, device=device)
+        rows = torch.arange(before, device=device)
+        ahead = cu_seqlens[:-1, None] + before * torch.arange(count, device=device)[:, None] + rows
+        self.conv_source[ahead.flatten()] = total + torch.arange(before * count, device=device)
+        self.conv_source[self.conv_place + before] = torch.arange(total, device=device)
+        self.conv_after = ahead + lengths[:, None]  # [N, before]
+
+    def segment(self, start: int, size: int) -> tuple[torch.Tensor, "PackedTexts"]:
+        """The tokens start to start + size of every text: their places in this row, and the row they make."""
+        position = torch.arange(self.total, device=self.lengths.device) - self.cu_seqlens[:-1][self.index]
+        places = ((position >= start) & (position < start + size)).nonzero().squeeze(1)
+        return places, PackedTexts((self.lengths - start).clamp(0, size), self.kernel)
+
+
+def unpack(x, places, batch, time):
+    """[1, real tokens, D] -> [B, T, D], zero at the absent ones."""
+    return x.new_zeros(batch * time, x.shape[-1]).index_copy(0, places, x[0]).view(batch, time, -1)
+
+
+def positions(texts, size, seen, like):
+    """Absolute index of each token in its text, [B, T]."""
+    index = torch.arange(size[1], device=like.device).expand(size)
+    if texts is not None:
+        start = texts.cu_seqlens[:-1] if seen is None else texts.cu_seqlens[:-1] - seen
+        return index - start[texts.index]
+    return index if seen is None else index + seen.unsqueeze(1)
