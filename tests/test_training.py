@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 
 from lam_transformers import LAMModel
 from lam_transformers.conversion.from_bert import lam_from_bert
-from lam_transformers.training import distill
+from lam_transformers.training import loop
 from lam_transformers.training.data import (
     LengthBatches,
     TokenTable,
@@ -29,7 +29,8 @@ from lam_transformers.training.data import (
     read_texts,
     tokenize_texts,
 )
-from lam_transformers.training.distill import DistillConfig, Distiller, learning_rate_factor
+from lam_transformers.training.distill import DistillConfig, Distiller
+from lam_transformers.training.loop import learning_rate_factor
 from lam_transformers.training.losses import distillation_losses, orthogonality_loss
 
 from .conftest import WORDS
@@ -362,7 +363,7 @@ def test_the_best_model_is_chosen_by_the_dev_file_alone(make_distiller, dev_file
         score = next(scores)
         return {"pearson": score, "spearman": 0.0, "pairs": 1}
 
-    monkeypatch.setattr(distill, "evaluate_sts", scripted)
+    monkeypatch.setattr(loop, "evaluate_sts", scripted)
     run = make_distiller(tmp_path)
     name = "layers.0.memory.in_proj.weight"
     run.run(evaluate_every=2, on_step=lambda _: weights.append(everything(run)[name].clone()))
@@ -417,3 +418,68 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_nothing():
     assert learning_rate_factor(0, DistillConfig(warmup_steps=0)) == 1.0
     short = [learning_rate_factor(i, DistillConfig(steps=5, warmup_steps=50, decay_steps=50)) for i in range(6)]
     assert all(0 <= x <= 1 for x in short)
+
+
+def test_feed_forward_layers_and_norms_train_with_a_rate_of_their_own(make_distiller, tmp_path):
+    run = make_distiller(tmp_path, feed_forward_learning_rate=1e-4)
+    before = {name: p.detach().clone() for name, p in run.student.named_parameters()}
+    rates = []
+    run.run(evaluate_every=1000, on_step=lambda _: rates.append([group["lr"] for group in run.optimizer.param_groups]))
+    factors = [learning_rate_factor(step, run.config) for step in range(6)]
+    assert rates == [[1e-3 * f] * 2 + [1e-4 * f] * 2 for f in factors]
+    frozen = {name for name, p in run.student.named_parameters() if torch.equal(p, before[name])}
+    assert frozen == {name for name in before if name.startswith("embeddings.")}
+
+
+def test_teacher_forced_layers_read_the_teacher_and_then_themselves(make_distiller, tiny_bert, tmp_path):
+    run = make_distiller(tmp_path, teacher_forced_steps=1)
+    forced, losses, _ = run.batch_losses(0)
+    ids = torch.from_numpy(run.batches[0])
+    teacher = run.teacher(input_ids=ids, output_hidden_states=True).hidden_states
+    layers = run.model.layers
+    want = [
+        torch.nn.functional.mse_loss(layers[i](teacher[i])[0], teacher[i + 1]) / teacher[i + 1].var() for i in (0, 1)
+    ]
+    assert losses["hidden"].item() == pytest.approx(sum(want).item() / 2, rel=1e-5)
+    forced.backward()
+    assert all(layer.memory.in_proj.weight.grad.abs().sum() > 0 for layer in layers)
+    run.progress.step = 1
+    assert run.batch_losses(0)[1]["hidden"].item() != pytest.approx(losses["hidden"].item(), rel=1e-3)
+    run.progress.step = 0
+    assert run.run(evaluate_every=1000).step == 6
+
+
+def test_the_curriculum_only_sorts_its_batches_by_length(numbered_table):
+    plain, ordered = (LengthBatches(numbered_table, 60, seed=1, ordered=n) for n in (0, 15))
+    first = [ordered[i].shape[1] for i in range(15)]
+    assert first == sorted(first)
+    assert len(set(first)) > 3
+    assert sorted(map(str, (plain[i] for i in range(15)))) == sorted(map(str, (ordered[i] for i in range(15))))
+    assert all(np.array_equal(plain[i], ordered[i]) for i in range(15, 2 * plain.batches_per_epoch))
+
+
+def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(make_distiller, tmp_path, monkeypatch):
+    make_distiller(tmp_path).run(stop_after=2)
+    before = files_of(tmp_path / "checkpoint")
+
+    def full(state, path):
+        path.write_bytes(b"half of it")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.torch, "save", full)
+        with pytest.raises(OSError, match=r"checkpoint could not be written, the one before is kept.*No space"):
+            make_distiller(tmp_path).run(stop_after=1)
+    assert files_of(tmp_path / "checkpoint") == before
+    assert make_distiller(tmp_path).run().step == 6
+
+
+def test_a_run_from_before_a_setting_existed_resumes_with_its_default(make_distiller, tmp_path):
+    make_distiller(tmp_path).run(stop_after=2)
+    path = tmp_path / "checkpoint" / "progress.json"
+    record = json.loads(path.read_text())
+    del record["config"]["teacher_forced_steps"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"'teacher_forced_steps': \(0, 3\)"):
+        make_distiller(tmp_path, teacher_forced_steps=3).run()
+    assert make_distiller(tmp_path).run().step == 6

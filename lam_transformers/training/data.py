@@ -1,5 +1,6 @@
 """Text for training: files and Hub data sets in, token ids grouped by length out."""
 
+import functools
 import gzip
 import json
 import logging
@@ -106,7 +107,7 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
@@ -174,11 +175,12 @@ class LengthBatches:
 
     Batch `index` is a pure function of the seed: epoch index // batches_per_epoch shuffles the texts within each length
     and then the batches, so that a run resumes at any index without replaying what came before. Texts left over by the
-    last batch of a length sit out that epoch.
+    last batch of a length sit out that epoch. The first `ordered` batches of the first epoch come short to long.
     """
 
-    def __init__(self, table: TokenTable, tokens_per_batch: int, seed: int = 0, min_texts: int = 8):
+    def __init__(self, table: TokenTable, tokens_per_batch: int, seed: int = 0, min_texts: int = 8, ordered: int = 0):
         self.table, self.tokens_per_batch, self.seed, self.min_texts = table, tokens_per_batch, seed, min_texts
+        self.ordered = ordered
         order = np.argsort(table.lengths, kind="stable")
         values, first = np.unique(table.lengths[order], return_index=True)
         self._groups = [
@@ -202,6 +204,9 @@ class LengthBatches:
             group, size = random.permutation(group), self._texts(length, group)
             self._batches += [group[i : i + size] for i in range(0, len(group) - size + 1, size)]
         self._batches = [self._batches[i] for i in random.permutation(len(self._batches))]
+        if epoch == 0:
+            first = self._batches[: self.ordered]
+            self._batches[: self.ordered] = sorted(first, key=lambda batch: self.table.lengths[batch[0]])
         self._epoch = epoch
 
     def __getitem__(self, index: int) -> np.ndarray:

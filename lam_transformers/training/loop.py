@@ -1,0 +1,323 @@
+"""The loop that the distillation stages share: updates, validation and selection, checkpoints, a log, exact resume."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from torch import nn
+
+from ..evaluation.embedding import embed_texts
+from ..evaluation.sts import evaluate_sts
+from .losses import orthogonality_loss
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What decides any training run; a checkpoint refuses to resume under another one.
+
+    `learning_rate` is that of the memories. Feed-forward layers and norms are frozen unless
+    `feed_forward_learning_rate` is above zero; with `train_everything` all parameters take `learning_rate`.
+    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_steps`, so that a run
+    can be continued with more steps from a checkpoint before its decay.
+    """
+
+    steps: int = 4000
+    warmup_steps: int = 200
+    decay_steps: int = 2000
+    learning_rate: float = 1e-3
+    feed_forward_learning_rate: float = 0.0
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    orthogonality_weight: float = 0.0
+    train_everything: bool = False
+    bf16: bool = True
+    seed: int = 0
+
+    # May differ when a run is resumed: they change neither the data nor the updates before the decay.
+    resumable = frozenset({"steps", "decay_steps"})
+
+    def difference(self, other: dict) -> dict[str, tuple]:
+        """Fields that keep a checkpoint of `other` from being resumed: name -> (then, now)."""
+        now, then = asdict(self), asdict(type(self)()) | other
+        return {n: (then[n], now[n]) for n in now if n not in self.resumable and then[n] != now[n]}
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_score: float = -1.0
+    best_step: int = 0
+    losses: dict = field(default_factory=dict)
+
+
+def learning_rate_factor(step: int, config: RunConfig) -> float:
+    """Warm-up, plateau, linear decay to zero: the factor of the learning rate at an update, in [0, 1]."""
+    warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    left = (config.steps - step) / max(config.decay_steps, 1)
+    return max(0.0, min(warmup, left, 1.0))
+
+
+def learning_rates(model: nn.Module, config) -> dict[str, float]:
+    """The learning rate of every parameter that is trained, by name; the others are frozen."""
+
+    def rate(name: str) -> float:
+        if config.train_everything or ".memory." in name:
+            return config.learning_rate
+        ours = ".feed_forward." in name or "_norm." in name
+        return config.feed_forward_learning_rate if ours else 0.0
+
+    rates = {name: rate(name) for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates[name] > 0)
+    return {name: value for name, value in rates.items() if value > 0}
+
+
+def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer, one for each learning rate and kind: matrices decay, vectors do not."""
+    groups = []
+    for value in dict.fromkeys(rates.values()):
+        chosen = [p for name, p in model.named_parameters() if rates.get(name) == value]
+        groups += [
+            {"params": [p for p in chosen if p.ndim >= 2], "lr": value, "weight_decay": weight_decay},
+            {"params": [p for p in chosen if p.ndim < 2], "lr": value, "weight_decay": 0.0},
+        ]
+    return [group for group in groups if group["params"]]
+
+
+def check_finite(value: float, step: int, what: str, folder: Path) -> None:
+    """Raise FloatingPointError, saying where, unless `value` is finite."""
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"The loss is {value} at step {step} ({what}); the checkpoint of the last good interval is kept in "
+            f"{folder}. Resume with a lower learning rate."
+        )
+
+
+def refuse_changes(folder: Path, changed: dict[str, tuple]) -> None:
+    """Raise ValueError if a run in `folder` was made with other settings: name -> (then, now)."""
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with another configuration (then, now): {changed}. "
+            "Use the old settings or another folder."
+        )
+
+
+def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a new folder and put it in the place of `final` only when it is complete.
+
+    A kill between the two renames leaves the old folder under the name `final`.old.
+
+    Raises OSError, with the old folder untouched, if it cannot be written (a full disk).
+    """
+    temporary, old = (final.with_name(final.name + ending) for ending in (".tmp", ".old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk in these
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{final} could not be written, the one before is kept: {error}") from error
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+    os.replace(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class RunLog:
+    """`folder`/log.jsonl, and with `tensorboard` the same numbers for TensorBoard in `folder`/tensorboard.
+
+    Raises ImportError if TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False):
+        self.path, self.writer = folder / "log.jsonl", None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, record: dict) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if self.writer is not None and name != "step":
+                self.writer.add_scalar(name, value, record["step"])
+
+
+class TrainingLoop:
+    """A run of training, from a start or from its last checkpoint. A stage says what the loss of a batch is.
+
+    Args:
+        student: a `LAMModel`; trained in place.
+        tokenizer: the student's.
+        config: what to do.
+        folder: for checkpoints, the JSONL log and the best model; `folder`/best is a model folder.
+        dev_file: pair file for validation (STS-B dev). Selection looks at nothing else.
+        helpers: further modules with parameters that are trained along and not kept, such as projections.
+        tensorboard: also log for TensorBoard.
+
+    Raises:
+        ValueError: if `folder` holds a run with another configuration.
+        FloatingPointError: if the loss is not finite; the last checkpoint is kept.
+        OSError: if a checkpoint cannot be written; the one before is kept.
+    """
+
+    def __init__(
+        self,
+        student,
+        tokenizer,
+        config: RunConfig,
+        folder,
+        dev_file,
+        helpers: nn.Module | None = None,
+        tensorboard=False,
+    ):
+        self.config, self.folder, self.dev_file, self.tokenizer = config, Path(folder), Path(dev_file), tokenizer
+        self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
+        set_seed(config.seed)
+        groups = parameter_groups(student, self.learning_rates(student), config.weight_decay)
+        trained = [p for p in ([] if helpers is None else helpers.parameters()) if p.requires_grad]
+        if trained:
+            groups.append({"params": trained, "lr": config.learning_rate, "weight_decay": 0.0})
+        self.parameters = [p for group in groups for p in group["params"]]
+        # Kept apart: loading a checkpoint's optimizer brings back the rates it had.
+        self.rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
+        self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
+        self.helpers = None if helpers is None else helpers.to(self.accelerator.device)
+        if trained:
+            self.helpers = self.accelerator.prepare(helpers)
+        self.tensorboard = tensorboard
+        self.progress = Progress()
+
+    def learning_rates(self, student) -> dict[str, float]:
+        """The learning rate of every trained parameter, by name."""
+        return learning_rates(student, self.config)
+
+    def batch_losses(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """The loss of batch `index`, its parts by name, and the tokens the student read.
+
+        Called inside autocast. A batch is a function of the seed and its index, so that a run resumes anywhere.
+        """
+        raise NotImplementedError
+
+    @property
+    def model(self):
+        """The student itself, whatever accelerate put around it."""
+        return self.accelerator.unwrap_model(self.student)
+
+    def run(
+        self,
+        evaluate_every: int = 250,
+        checkpoint_every: int = 250,
+        on_step: Callable[[Progress], None] | None = None,
+        stop_after: int | None = None,
+    ) -> Progress:
+        """Train until `config.steps` (or for `stop_after` updates) and return where the run stands."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        main = self.accelerator.is_main_process
+        log = RunLog(self.folder, self.tensorboard) if main else None
+        last = self.config.steps if stop_after is None else min(self.config.steps, self.progress.step + stop_after)
+        while self.progress.step < last:
+            self._update()
+            step = self.progress.step
+            if log is not None and (step % 10 == 0 or step == last):
+                log.write({"step": step, "tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 1),
+                           **{n: round(x, 6) for n, x in self.progress.losses.items()}})  # fmt: skip
+            if log is not None and (step % evaluate_every == 0 or step == self.config.steps):
+                self._evaluate(log)
+            if main and (step % checkpoint_every == 0 or step == last):
+                self.save()
+            if on_step is not None:
+                on_step(self.progress)
+        return self.progress
+
+    def _update(self) -> None:
+        began, config, progress = time.monotonic(), self.config, self.progress
+        factor = learning_rate_factor(progress.step, config)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        processes = self.accelerator.num_processes
+        self.student.train()
+        with self.accelerator.autocast():
+            loss, losses, tokens = self.batch_losses(progress.step * processes + self.accelerator.process_index)
+        if config.orthogonality_weight:
+            losses["orthogonality"] = orthogonality_loss(self.model)
+            loss = loss + config.orthogonality_weight * losses["orthogonality"]
+        check_finite(loss.item(), progress.step, f"{tokens} tokens", self.folder)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        progress.step += 1
+        progress.tokens += tokens * processes
+        progress.seconds += time.monotonic() - began
+        progress.losses = {n: x.item() for n, x in losses.items()} | {
+            "loss": loss.item(), "gradient_norm": float(norm), "learning_rate": config.learning_rate * factor,
+        }  # fmt: skip
+
+    def _evaluate(self, log: RunLog) -> None:
+        began, model = time.monotonic(), self.model.eval()
+        score = evaluate_sts(lambda texts: embed_texts(model, self.tokenizer, texts), self.dev_file)
+        log.write({"step": self.progress.step, "dev_pearson": score["pearson"], "dev_spearman": score["spearman"],
+                   "evaluation_seconds": round(time.monotonic() - began, 1)})  # fmt: skip
+        if score["pearson"] > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = score["pearson"], self.progress.step
+            replace_folder(
+                self.folder / "best", lambda to: (model.save_pretrained(to), self.tokenizer.save_pretrained(to))
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint that `resume` continues exactly; it replaces the last one only when it is complete."""
+        state = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if self.helpers is not None:
+            state["helpers"] = dict(self.accelerator.unwrap_model(self.helpers).state_dict())
+        record = json.dumps({"config": asdict(self.config), "progress": asdict(self.progress)}, indent=1)
+
+        def write(folder: Path) -> None:
+            torch.save(state, folder / "state.pt")
+            (folder / "progress.json").write_text(record)
+
+        replace_folder(self.folder / "checkpoint", write)
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint in `folder`, if there is one."""
+        found = last_checkpoint(self.folder)
+        if found is None:
+            return
+        record = json.loads((found / "progress.json").read_text())
+        refuse_changes(self.folder, self.config.difference(record["config"]))
+        state = torch.load(found / "state.pt", map_location=self.accelerator.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.helpers is not None:
+            self.accelerator.unwrap_model(self.helpers).load_state_dict(state["helpers"])
+        torch.set_rng_state(state["random"].cpu())
+        self.progress = Progress(**record["progress"])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The folder of the last complete checkpoint of a run, if there is one."""
+    found = [Path(folder) / name for name in ("checkpoint", "checkpoint.old")]
+    return next((path for path in found if (path / "progress.json").exists()), None)
