@@ -16,6 +16,14 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
     return F.normalize((hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)
 
 
+def packed_mean_pool(hidden_states: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """`mean_pool` of a packed row: [1, T, D] and bounds [N + 1] of its N texts -> [N, D], float32."""
+    lengths = bounds.diff()
+    text = torch.repeat_interleave(torch.arange(len(lengths), device=bounds.device), lengths)
+    sums = hidden_states.new_zeros(len(lengths), hidden_states.shape[-1], dtype=torch.float32)
+    return F.normalize(sums.index_add(0, text, hidden_states[0].float()), dim=-1)
+
+
 @torch.inference_mode()
 def embed_texts(
     model, tokenizer, texts: Sequence[str], max_length: int | None = None, tokens_per_batch: int = 8192, progress=None

@@ -14,7 +14,10 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-TEXT_FIELDS = ("text", "premise", "hypothesis", "anchor", "positive", "negative", "sentence", "sentence1", "sentence2")
+TEXT_FIELDS = (
+    "text", "premise", "hypothesis", "anchor", "positive", "negative", "sentence", "sentence1", "sentence2",
+    "query", "passage", "question", "answer", "title", "abstract", "complex", "original",
+)  # fmt: skip
 
 
 def open_text(path: Path):
@@ -99,10 +102,16 @@ def normalise(text: str) -> str:
 
 @dataclass
 class TokenTable:
-    """Token ids of many texts: text i is ids[starts[i]:starts[i + 1]]."""
+    """Token ids of many texts: text i is ids[starts[i]:starts[i + 1]].
+
+    With `utf8`, also the texts themselves (cut where their ids end), for teachers with another tokenizer: text i is
+    utf8[text_starts[i]:text_starts[i + 1]].
+    """
 
     ids: np.ndarray  # int32 [tokens]
     starts: np.ndarray  # int64 [texts + 1]
+    utf8: np.ndarray | None = None  # uint8 [bytes]
+    text_starts: np.ndarray | None = None  # int64 [texts + 1]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -114,17 +123,29 @@ class TokenTable:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, ids=self.ids, starts=self.starts)
+        arrays = {"ids": self.ids, "starts": self.starts, "utf8": self.utf8, "text_starts": self.text_starts}
+        np.savez(temporary, **{name: x for name, x in arrays.items() if x is not None})
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "TokenTable":
         with np.load(path) as file:
-            return cls(file["ids"], file["starts"])
+            return cls(**{name: file[name] for name in file.files})
+
+    def text(self, i: int) -> str:
+        """Text i. Raises ValueError if the table was made without texts."""
+        if self.utf8 is None or self.text_starts is None:
+            raise ValueError("This table has token ids only; tokenize with keep_texts=True.")
+        return self.utf8[self.text_starts[i] : self.text_starts[i + 1]].tobytes().decode("utf-8")
 
 
 def tokenize_texts(
-    texts: Iterable[tuple[str, str]], tokenizer, max_length: int, exclude: frozenset[str] = frozenset(), progress=None
+    texts: Iterable[tuple[str, str]],
+    tokenizer,
+    max_length: int,
+    exclude: frozenset[str] = frozenset(),
+    progress=None,
+    keep_texts: bool = False,
 ) -> tuple[TokenTable, Counter]:
     """Token ids of every distinct text, cut at `max_length`, and a count of what happened to each source.
 
@@ -132,6 +153,7 @@ def tokenize_texts(
         texts: pairs (source, text).
         exclude: normalised texts to drop, such as the sentences of an evaluation set.
         progress: called with the number of texts read since the last call.
+        keep_texts: keep the texts too, cut where their ids are cut.
 
     The counter holds, by source, the texts kept under "SOURCE" and the dropped ones under "SOURCE: duplicate" and
     "SOURCE: in evaluation".
@@ -140,12 +162,19 @@ def tokenize_texts(
     counts: Counter = Counter()
     ids: list[np.ndarray] = []
     lengths: list[int] = []
+    kept: list[bytes] = []
     block: list[str] = []
 
     def flush():
-        encoded = tokenizer(block, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-        ids.append(np.fromiter((i for text in encoded for i in text), dtype=np.int32))
-        lengths.extend(map(len, encoded))
+        options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+        encoded = tokenizer(block, **options, return_offsets_mapping=keep_texts)
+        ids.append(np.fromiter((i for text in encoded["input_ids"] for i in text), dtype=np.int32))
+        lengths.extend(map(len, encoded["input_ids"]))
+        if keep_texts:
+            ends = [max((end for _, end in spans), default=0) for spans in encoded["offset_mapping"]]
+            # A text that was not cut keeps what stands behind its last token.
+            whole = [len(row) < max_length for row in encoded["input_ids"]]
+            kept.extend((x if w else x[:end]).encode() for x, w, end in zip(block, whole, ends, strict=True))
         block.clear()
 
     for source, text in texts:
@@ -166,8 +195,16 @@ def tokenize_texts(
             flush()
     if block:
         flush()
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return TokenTable(np.concatenate(ids) if ids else np.empty(0, np.int32), starts), counts
+    table = TokenTable(np.concatenate(ids) if ids else np.empty(0, np.int32), _bounds(lengths))
+    if keep_texts:
+        table.utf8 = np.frombuffer(b"".join(kept), dtype=np.uint8)
+        table.text_starts = _bounds([len(text) for text in kept])
+    return table, counts
+
+
+def _bounds(lengths) -> np.ndarray:
+    """Where pieces of these lengths begin and end one behind the other, int64 [pieces + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 class LengthBatches:
@@ -218,16 +255,82 @@ class LengthBatches:
         return np.stack([self.table.ids[starts[i] : starts[i + 1]] for i in self._batches[position]]).astype(np.int64)
 
 
+class PackedBatches:
+    """Batches of texts of any length, packed one behind the other, for a student that needs no padding.
+
+    A batch is made of groups of `group` texts that stand behind each other in the table: sentences of one book,
+    captions of one image, premise and hypothesis. So it holds near texts as well as far ones, which is what
+    similarities are learnt from. Batch `index` is a pure function of the seed, as in `LengthBatches`; every epoch holds
+    every group once.
+
+    Args:
+        tokens_per_batch: about as many tokens has a batch, and at least as many as the longest group.
+        max_texts: use a random part of the table with about this many texts; None: all.
+    """
+
+    def __init__(
+        self, table: TokenTable, tokens_per_batch: int, seed: int = 0, group: int = 4, max_texts: int | None = None
+    ):
+        self.table, self.tokens_per_batch, self.seed, self.group = table, tokens_per_batch, seed, group
+        starts = np.arange(0, len(table) - group + 1, group)
+        if max_texts is not None:
+            starts = np.sort(np.random.default_rng(seed).permutation(starts)[: max(max_texts // group, 1)])
+        if not len(starts):
+            raise ValueError(f"Too few texts: a group has {group}, the table {len(table)}.")
+        self._starts = starts
+        self._tokens = table.starts[starts + group] - table.starts[starts]
+        self.batches_per_epoch = max(int(self._tokens.sum()) // max(tokens_per_batch, int(self._tokens.max())), 1)
+        self._epoch = -1
+        self._batches: list[np.ndarray] = []
+
+    def _prepare(self, epoch: int) -> None:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
+        filled = np.cumsum(self._tokens[order]) - self._tokens[order]
+        # Equal shares of the epoch's tokens: a group goes to the batch in which it begins.
+        share = filled * self.batches_per_epoch // int(self._tokens.sum())
+        cuts = np.searchsorted(share, np.arange(1, self.batches_per_epoch))
+        rows = self._starts[order][:, None] + np.arange(self.group)
+        self._batches = [batch.ravel() for batch in np.split(rows, cuts)]
+        self._epoch = epoch
+
+    def rows(self, index: int) -> np.ndarray:
+        """The texts of batch `index`, as rows of the table."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._prepare(epoch)
+        return self._batches[position]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of batch `index`: rows of the table [N], their token ids one behind the other [T], bounds [N + 1]; int64."""
+        rows = self.rows(index)
+        ids = [self.table.ids[self.table.starts[i] : self.table.starts[i + 1]] for i in rows]
+        return rows, np.concatenate(ids).astype(np.int64), _bounds([len(x) for x in ids])
+
+
 def evaluation_sentences(files: Iterable[Path]) -> frozenset[str]:
-    """The sentences of pair files (sentence1, sentence2), normalised: what training must not see."""
-    found = set()
-    for path in files:
-        for record in read_records(path):
-            found |= {normalise(record[name]) for name in ("sentence1", "sentence2") if record.get(name)}
-    return frozenset(found)
+    """The sentences of evaluation sets, normalised: what training must not see.
+
+    Args:
+        files: pair files (sentence1, sentence2), corpora and queries (title, text), any file of `TEXT_FIELDS`.
+
+    Raises ValueError for a file without any such field.
+    """
+    return frozenset(normalise(text) for _, text in read_texts(map(Path, files)))
 
 
-def load_or_tokenize(folder, sources, hub_dataset, exclude, tokenizer, max_length, progress=None) -> TokenTable:
+def dropped(counts: Counter) -> dict[str, int]:
+    """Texts dropped over all sources, by reason."""
+    totals: Counter = Counter()
+    for name, count in counts.items():
+        _, colon, reason = name.rpartition(": ")
+        if colon:
+            totals[reason] += count
+    return dict(totals)
+
+
+def load_or_tokenize(
+    folder, sources, hub_dataset, exclude, tokenizer, max_length, progress=None, keep_texts: bool = False
+) -> TokenTable:
     """The token table of a run, from `folder`/tokens.npz or else made from the sources and kept there.
 
     `folder`/data.json records what the table was made from, with the texts kept and dropped by source.
@@ -241,7 +344,7 @@ def load_or_tokenize(folder, sources, hub_dataset, exclude, tokenizer, max_lengt
         "hub_dataset": hub_dataset,
         "excluded": [Path(path).name for path in exclude],
         "max_length": max_length,
-    }
+    } | ({"texts_kept": True} if keep_texts else {})
     table_path, record_path = folder / "tokens.npz", folder / "data.json"
     if table_path.exists() and record_path.exists():
         kept = json.loads(record_path.read_text())
@@ -251,8 +354,12 @@ def load_or_tokenize(folder, sources, hub_dataset, exclude, tokenizer, max_lengt
             )
         return TokenTable.load(table_path)
     texts = read_texts(files, hub_dataset)
-    table, counts = tokenize_texts(texts, tokenizer, max_length, evaluation_sentences(exclude), progress)
+    sentences = evaluation_sentences(exclude)
+    table, counts = tokenize_texts(texts, tokenizer, max_length, sentences, progress, keep_texts)
     table.save(table_path)
-    record = {"made_from": made_from, "texts": dict(sorted(counts.items())), "tokens": len(table.ids)}
+    record = {
+        "made_from": made_from, "excluded_sentences": len(sentences), "dropped": dropped(counts),
+        "texts": dict(sorted(counts.items())), "tokens": len(table.ids),
+    }  # fmt: skip
     record_path.write_text(json.dumps(record, indent=1))
     return table

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ class RunConfig:
 
     def difference(self, other: dict) -> dict[str, tuple]:
         """Fields that keep a checkpoint of `other` from being resumed: name -> (then, now)."""
-        now, then = asdict(self), asdict(type(self)()) | other
+        missing = [f for f in fields(self) if f.name not in other]  # settings that came after that checkpoint
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in missing}
+        now, then = asdict(self), defaults | other
         return {n: (then[n], now[n]) for n in now if n not in self.resumable and then[n] != now[n]}
 
 
@@ -185,24 +187,23 @@ class TrainingLoop:
         config: RunConfig,
         folder,
         dev_file,
-        helpers: nn.Module | None = None,
+        helpers: nn.ModuleList | None = None,
         tensorboard=False,
     ):
         self.config, self.folder, self.dev_file, self.tokenizer = config, Path(folder), Path(dev_file), tokenizer
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         set_seed(config.seed)
         groups = parameter_groups(student, self.learning_rates(student), config.weight_decay)
-        trained = [p for p in ([] if helpers is None else helpers.parameters()) if p.requires_grad]
-        if trained:
-            groups.append({"params": trained, "lr": config.learning_rate, "weight_decay": 0.0})
+        self.helpers = nn.ModuleList() if helpers is None else helpers
+        self.helped = [p for p in self.helpers.parameters() if p.requires_grad]
+        if self.helped:
+            groups.append({"params": self.helped, "lr": config.learning_rate, "weight_decay": 0.0})
         self.parameters = [p for group in groups for p in group["params"]]
         # Kept apart: loading a checkpoint's optimizer brings back the rates it had.
         self.rates = [group["lr"] for group in groups]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
         self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
-        self.helpers = None if helpers is None else helpers.to(self.accelerator.device)
-        if trained:
-            self.helpers = self.accelerator.prepare(helpers)
+        self.helpers.to(self.accelerator.device)
         self.tensorboard = tensorboard
         self.progress = Progress()
 
@@ -263,6 +264,8 @@ class TrainingLoop:
             loss = loss + config.orthogonality_weight * losses["orthogonality"]
         check_finite(loss.item(), progress.step, f"{tokens} tokens", self.folder)
         self.accelerator.backward(loss)
+        for p in self.helped:  # the student's are averaged over the processes by what accelerate put around it
+            p.grad = self.accelerator.reduce(p.grad, "mean")
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -290,9 +293,8 @@ class TrainingLoop:
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "helpers": dict(self.helpers.state_dict()),
         }
-        if self.helpers is not None:
-            state["helpers"] = dict(self.accelerator.unwrap_model(self.helpers).state_dict())
         record = json.dumps({"config": asdict(self.config), "progress": asdict(self.progress)}, indent=1)
 
         def write(folder: Path) -> None:
@@ -311,8 +313,7 @@ class TrainingLoop:
         state = torch.load(found / "state.pt", map_location=self.accelerator.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.helpers is not None:
-            self.accelerator.unwrap_model(self.helpers).load_state_dict(state["helpers"])
+        self.helpers.load_state_dict(state.get("helpers", {}))
         torch.set_rng_state(state["random"].cpu())
         self.progress = Progress(**record["progress"])
 

@@ -1,4 +1,4 @@
-"""The losses of base distillation."""
+"""The losses of the distillation stages."""
 
 import torch
 from torch.nn import functional as F
@@ -26,13 +26,52 @@ def distillation_losses(
         teacher = teacher.float()
         hidden.append(F.mse_loss(student.float(), teacher) / teacher.var())
     ours, theirs = mean_pool(student_states[-1]), mean_pool(teacher_states[-1])
-    texts = len(ours)
-    difference = (ours @ ours.T - theirs @ theirs.T).square().sum()
     return {
         "hidden": torch.stack(hidden).mean(),
         "embedding": (1 - (ours * theirs).sum(-1)).mean(),
-        "similarity": difference / max(texts * (texts - 1), 1),
+        "similarity": similarity_loss(ours @ ours.T, theirs @ theirs.T),
     }
+
+
+def similarity_loss(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of two matrices [B, B] of similarities, without their diagonals. Scalar."""
+    return _off_diagonal(ours - theirs).square().mean() if len(ours) > 1 else (ours - theirs).square().sum()
+
+
+def structure_loss(ours: torch.Tensor, theirs: torch.Tensor, temperature: float, teacher_temperature: float):
+    """How differently student and teacher spread each text's similarity over the other texts of the batch.
+
+    The mean over the rows of KL(softmax(theirs / teacher_temperature) || softmax(ours / temperature)), diagonals left
+    out (Passalis and Tefas 2018, "Learning Deep Representations with Probabilistic Knowledge Transfer", with cosines
+    and temperatures).
+
+    Args:
+        ours, theirs: [B, B] cosine similarities of student and teacher, B > 1.
+    """
+    target = F.log_softmax(_off_diagonal(theirs) / teacher_temperature, dim=-1)
+    return F.kl_div(
+        F.log_softmax(_off_diagonal(ours) / temperature, dim=-1), target, reduction="batchmean", log_target=True
+    )
+
+
+def margin_loss(ours: torch.Tensor, theirs: torch.Tensor, margin: float) -> torch.Tensor:
+    """Each text's nearest by the teacher should lead every other text by as much as it does there, at most by `margin`.
+
+    Mean of relu(min(margin, gap of the teacher) - gap of the student) over all rows and all others of a row.
+
+    Args:
+        ours, theirs: [B, B] cosine similarities of student and teacher, B > 1.
+    """
+    ours, theirs = _off_diagonal(ours), _off_diagonal(theirs)
+    nearest, place = theirs.max(dim=-1, keepdim=True)
+    wanted = (nearest - theirs).clamp(max=margin)
+    return F.relu(wanted - (ours.gather(-1, place) - ours)).mean()
+
+
+def _off_diagonal(x: torch.Tensor) -> torch.Tensor:
+    """[B, B] -> [B, B - 1]"""
+    size = len(x)
+    return x.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
 def orthogonality_loss(model) -> torch.Tensor:

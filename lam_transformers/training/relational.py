@@ -1,0 +1,198 @@
+"""Stage 2, relational distillation: a LAM learns how stronger teachers see texts relate to each other."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.nn import functional as F
+
+from ..evaluation.embedding import embed_texts, packed_mean_pool
+from .cache import EmbeddingCache, Teacher, teacher_embeddings
+from .data import PackedBatches, TokenTable
+from .loop import RunConfig, TrainingLoop, last_checkpoint
+from .losses import margin_loss, similarity_loss, structure_loss
+
+# Texts from which the maps between student and teacher are found.
+FITTED_TEXTS = 4096
+
+
+@dataclass(kw_only=True)
+class RelationalConfig(RunConfig):
+    """What decides a run of relational distillation.
+
+    Attributes:
+        teachers: name, weight and prompt of each, see `Teacher`.
+        group_size, max_texts: see `PackedBatches`. A part of the texts, seen in several epochs, needs fewer embeddings
+            of the teacher.
+        structure_weight, temperature, teacher_temperature: see `structure_loss`.
+        similarity_weight: see `similarity_loss`.
+        margin_weight, margin: see `margin_loss`.
+        embedding_weight: of 1 - cosine between the student's and the teacher's embedding of a text, which `projection`
+            makes comparable: "linear", a learnt map of the student's to the teacher's width, started as the least
+            squares one; "reduce", the teacher's embeddings in their first principal directions, as many as the student
+            is wide, rotated toward the student's where it starts; "none" for a teacher of the student's width and
+            space.
+        dimensions: the losses of similarities are averaged over these numbers of leading dimensions of the student
+            (Kusupati et al. 2022, "Matryoshka Representation Learning"); empty: only all of them.
+        teacher_bf16: the teachers compute under bf16 autocast.
+    """
+
+    steps: int = 6000
+    learning_rate: float = 5e-4
+    teachers: list[dict] = field(default_factory=lambda: [{"name": "intfloat/e5-large-v2"}])
+    tokens_per_batch: int = 3072
+    group_size: int = 4
+    max_length: int = 128
+    max_texts: int | None = None
+    structure_weight: float = 1.0
+    temperature: float = 0.05
+    teacher_temperature: float = 0.05
+    similarity_weight: float = 20.0
+    margin_weight: float = 1.0
+    margin: float = 0.2
+    embedding_weight: float = 1.0
+    projection: Literal["linear", "reduce", "none"] = "linear"
+    dimensions: list[int] = field(default_factory=list)
+    teacher_bf16: bool = True
+
+    def __post_init__(self):
+        if self.projection not in ("linear", "reduce", "none"):
+            raise ValueError(f"projection must be linear, reduce or none, got {self.projection!r}.")
+        if not self.teachers:
+            raise ValueError("relational distillation needs at least one teacher.")
+
+
+class RelationalDistiller(TrainingLoop):
+    """A run of relational distillation.
+
+    Args:
+        student: a `LAMModel`; trained in place.
+        tokenizer: the student's. A teacher may have any other.
+        table: the training texts, with the texts kept (`tokenize_texts(keep_texts=True)`).
+        cache_folder: where the teachers' embeddings are kept; those that this run needs and lacks are computed first.
+        progress: called with a teacher's name and its texts; returns what `EmbeddingCache.fill` calls.
+        config, folder, dev_file, options: see `TrainingLoop`.
+
+    Raises:
+        ValueError: if a teacher does not load, or its width does not fit `projection`.
+    """
+
+    config: RelationalConfig
+
+    def __init__(
+        self, student, tokenizer, table: TokenTable, config: RelationalConfig, folder, dev_file, cache_folder,
+        progress=None, **options,
+    ):  # fmt: skip
+        self.batches = PackedBatches(table, config.tokens_per_batch, config.seed, config.group_size, config.max_texts)
+        teachers = [Teacher(**teacher) for teacher in config.teachers]
+        rows = self._rows_of_run(config)
+        texts = [table.text(i) for i in rows]
+        self.sources: list[tuple[Teacher, EmbeddingCache, np.ndarray]] = []
+        for teacher in teachers:
+            advance = None if progress is None else progress(f"Embedding by {Path(teacher.name).name}", len(texts))
+            cache, found = teacher_embeddings(teacher, texts, cache_folder, config.teacher_bf16, advance)
+            places = np.full(len(table), -1)
+            places[rows] = found
+            self.sources.append((teacher, cache, places))
+        fresh = last_checkpoint(folder) is None
+        helpers = nn.ModuleList(
+            self._projection(student, tokenizer, cache, found, texts, config.projection, fresh)
+            for (_, cache, _), found in zip(self.sources, [s[2][rows] for s in self.sources], strict=True)
+        )
+        super().__init__(student, tokenizer, config, folder, dev_file, helpers, **options)
+
+    def _rows_of_run(self, config: RelationalConfig) -> np.ndarray:
+        """The texts that the batches of the run hold."""
+        seen = np.zeros(len(self.batches.table), dtype=bool)
+        batches = config.steps * PartialState().num_processes
+        for index in range(min(batches, self.batches.batches_per_epoch)):
+            seen[self.batches.rows(index)] = True
+        return np.flatnonzero(seen)
+
+    @staticmethod
+    def _projection(student, tokenizer, cache, found, texts, kind, fresh) -> nn.Module:
+        """The map that makes embeddings comparable: of the student's ("linear") or of the teacher's ("reduce")."""
+        ours, theirs = student.config.hidden_size, cache.dimensions
+        if kind == "none" and ours != theirs:
+            raise ValueError(
+                f"The teacher is {theirs} wide, the student {ours}: choose projection linear or reduce, not none."
+            )
+        if kind == "none":
+            return nn.Identity()
+        if kind == "reduce" and theirs < ours:
+            raise ValueError(f"A teacher {theirs} wide cannot be reduced to {ours}; choose projection linear.")
+        layer = nn.Linear(ours, theirs, bias=False) if kind == "linear" else nn.Linear(theirs, ours, bias=False)
+        layer.requires_grad_(kind == "linear")
+        if fresh:
+            chosen = np.linspace(0, len(texts) - 1, min(FITTED_TEXTS, len(texts))).astype(int)
+            x = torch.from_numpy(embed_texts(student.eval(), tokenizer, [texts[i] for i in chosen]))
+            y = torch.from_numpy(cache.rows(found[chosen]))
+            with torch.no_grad():
+                layer.weight.copy_(_fitted(x, y) if kind == "linear" else _reduction(x, y))
+        return layer
+
+    def batch_losses(self, index):
+        config, device = self.config, self.accelerator.device
+        rows, ids, bounds = self.batches[index]
+        cu_seqlens = torch.from_numpy(bounds).to(device)
+        states = self.student(input_ids=torch.from_numpy(ids).to(device).unsqueeze(0), cu_seq_lens_q=cu_seqlens)
+        ours = packed_mean_pool(states.last_hidden_state, cu_seqlens)
+        with torch.autocast(device.type, enabled=False):
+            losses = [
+                self._teacher_losses(ours, torch.from_numpy(cache.rows(places[rows])).to(device), projection)
+                for (_, cache, places), projection in zip(self.sources, self.helpers, strict=True)
+            ]
+        weights = [teacher.weight for teacher, _, _ in self.sources]
+        parts = {
+            name: sum(w * x[name] for w, x in zip(weights, losses, strict=True)) / sum(weights) for name in losses[0]
+        }
+        loss = sum(getattr(config, f"{name}_weight") * x for name, x in parts.items())
+        return loss, parts, len(ids)
+
+    def _teacher_losses(self, ours, theirs, projection) -> dict[str, torch.Tensor]:
+        """ours [B, D], theirs [B, D of the teacher], both L2-normalised -> the losses by name."""
+        config = self.config
+        target = theirs @ theirs.T
+        found = []
+        for size in config.dimensions or [ours.shape[1]]:
+            cut = F.normalize(ours[:, :size], dim=-1)
+            similarity = cut @ cut.T
+            found.append(
+                {
+                    "structure": structure_loss(similarity, target, config.temperature, config.teacher_temperature),
+                    "similarity": similarity_loss(similarity, target),
+                    "margin": margin_loss(similarity, target, config.margin),
+                }
+            )
+        losses = {name: torch.stack([x[name] for x in found]).mean() for name in found[0]}
+        mapped = (projection(ours), theirs) if config.projection == "linear" else (ours, projection(theirs))
+        return losses | {"embedding": (1 - F.cosine_similarity(*mapped, dim=-1)).mean()}
+
+
+def _fitted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The weight W [E, D] for which W x is nearest y: x [N, D], y [N, E]; a little ridge for small N."""
+    x, y = x.double(), y.double()
+    gram = x.T @ x
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram + ridge, x.T @ y).T.float()
+
+
+def _reduction(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The weight W [D, E], of orthonormal rows, that keeps the similarities of y [N, E] best and then is nearest x.
+
+    x is [N, D]. The rows span the D first principal directions of y (not centred: similarities are not); the rotation
+    among them is that of the orthogonal Procrustes problem (Schoenemann 1966).
+    """
+    x, y = x.double(), y.double()
+    directions = torch.linalg.eigh(y.T @ y).eigenvectors[:, -x.shape[1] :]  # [E, D]
+    left, _, right = torch.linalg.svd((y @ directions).T @ x)
+    return (directions @ left @ right).T.float()
+
+
+def default_cache(folder: Path) -> Path:
+    """Where a run keeps its teachers' embeddings unless it is told otherwise."""
+    return Path(folder) / "teachers"
