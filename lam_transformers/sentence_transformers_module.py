@@ -24,14 +24,17 @@ CONFIG = "sentence_lam_config.json"
 
 
 class TextFeatures(dict):
-    """A batch's features; states of the tokens are computed only for those who ask for them."""
+    """A batch's features; states of the tokens are computed only for those who ask for them.
 
-    def __init__(self, features, token_states):
+    accelerate makes a second one of the items alone when it turns bf16 to float32 in training: that has no such states.
+    """
+
+    def __init__(self, features, token_states=None):
         super().__init__(features)
         self._token_states = token_states
 
     def __missing__(self, key):
-        if key not in ("token_embeddings", "attention_mask"):
+        if key not in ("token_embeddings", "attention_mask") or self._token_states is None:
             raise KeyError(key)
         states = self._token_states()
         self["token_embeddings"] = states  # list of [T, D], one a text

@@ -1,0 +1,347 @@
+"""Stage 3, fine-tuning with labels: sentence-transformers' trainer and losses, and what they lack."""
+
+import json
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
+from sentence_transformers.util import mine_hard_negatives
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+
+from ..evaluation.sts import evaluate_sts
+from ..modeling_lam import LAMModel
+from ..sentence_transformers_module import LAMTransformer
+from .cache import EmbeddingCache, model_key
+from .data import evaluation_sentences, find_files, normalise, read_texts
+from .loop import (
+    Progress,
+    RunConfig,
+    RunLog,
+    check_finite,
+    learning_rate_factor,
+    learning_rates,
+    parameter_groups,
+    refuse_changes,
+    replace_folder,
+)
+from .losses import orthogonality_loss, similarity_loss
+from .pairs import Source, cut_texts, read_source, write_report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(RunConfig):
+    """What decides a run of fine-tuning.
+
+    Attributes:
+        sources: fields of a `Source` each. Scored pairs are learnt by CoSENT, pairs and triplets against the other
+            texts of the batch. Batches come from the sources in proportion to their numbers of rows.
+        batch_size: rows (pairs, triplets, texts) in a batch.
+        mini_batch_size: larger batches of pairs and triplets go through the model in parts of so many, with cached
+            gradients (Gao et al. 2021), so that memory does not bound `batch_size`.
+        scale: inverse temperature of both losses.
+        dimensions: the losses are averaged over these numbers of leading dimensions (Matryoshka); empty: all only.
+        retention_text: files or folders of texts whose embeddings should stay what they were before the stage.
+        retention_texts: so many of them, chosen at random; they are a source of their own.
+        retention_weight, retention_similarity_weight: of 1 - cosine to the embedding before, and of `similarity_loss`.
+            The gradient of a batch of pairs is much longer than `clip_norm`, one of retention much shorter at weights
+            of 1: clipping does not balance them by itself.
+    """
+
+    steps: int = 500
+    warmup_steps: int = 50
+    decay_steps: int = 450
+    learning_rate: float = 2e-4
+    sources: list[dict] = field(default_factory=list)
+    max_length: int = 128
+    batch_size: int = 32
+    mini_batch_size: int = 64
+    scale: float = 20.0
+    dimensions: list[int] = field(default_factory=list)
+    retention_text: list[str] = field(default_factory=list)
+    retention_texts: int = 0
+    retention_weight: float = 10.0
+    retention_similarity_weight: float = 100.0
+
+    def __post_init__(self):
+        if not self.sources:
+            raise ValueError("fine-tuning needs at least one of `sources`.")
+        names = Counter(Source(**source).name for source in self.sources)
+        if twice := [name for name, count in names.items() if count > 1 or name == "retention"]:
+            raise ValueError(f"Give these sources names of their own: {', '.join(twice)}.")
+        if self.retention_texts and not self.retention_text:
+            raise ValueError("retention_texts needs retention_text: files or folders of texts.")
+
+
+class RetentionLoss(nn.Module):
+    """Keeps embeddings near those before the stage, which come as labels [B, D].
+
+    embedding_weight (1 - cosine) + similarity_weight `similarity_loss` of the in-batch similarities.
+    """
+
+    def __init__(self, model: SentenceTransformer, embedding_weight: float, similarity_weight: float):
+        super().__init__()
+        self.model, self.embedding_weight, self.similarity_weight = model, embedding_weight, similarity_weight
+
+    def forward(self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+        (features,) = sentence_features
+        ours = F.normalize(self.model(features)["sentence_embedding"].float(), dim=-1)
+        before = F.normalize(labels.float(), dim=-1)
+        distance = (1 - (ours * before).sum(-1)).mean()
+        return self.embedding_weight * distance + self.similarity_weight * similarity_loss(
+            ours @ ours.T, before @ before.T
+        )
+
+
+def encoder_of(model: LAMModel, tokenizer) -> SentenceTransformer:
+    """A LAM with mean pooling and normalisation, as `lam export` makes it."""
+    return SentenceTransformer(modules=[LAMTransformer(model, tokenizer), Normalize()], device=str(model.device))
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """sentence-transformers' trainer that stops at a loss that is not finite and never loses a checkpoint."""
+
+    run: "Finetuner"
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        run, step = self.run, self.state.global_step
+        run.progress.tokens += sum(x.numel() for name, x in inputs.items() if name.endswith("input_ids"))
+        what = inputs.get("dataset_name", "")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        check_finite(float(loss), step, f"batch of {what}", run.folder)
+        run.progress.losses[f"loss_{what}"] = float(loss)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        weight = self.run.config.orthogonality_weight
+        loss = loss + weight * orthogonality_loss(self.model[0].model) if weight else loss
+        return (loss, {}) if return_outputs else loss
+
+    def _save_checkpoint(self, model, trial):
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            where = self.run.folder / f"checkpoint-{self.state.global_step}"
+            raise OSError(f"{where} could not be written, the one before is kept: {error}") from error
+
+
+class _Watcher(TrainerCallback):
+    """Validation, selection, log and the record beside each checkpoint."""
+
+    def __init__(self, run: "Finetuner", log: RunLog, evaluate_every: int, checkpoint_every: int, on_step, last: int):
+        self.run, self.log, self.on_step, self.last = run, log, on_step, last
+        self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
+        self.began = time.monotonic()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        progress = self.run.progress
+        progress.step = state.global_step
+        progress.seconds += time.monotonic() - self.began
+        if progress.step % self.evaluate_every == 0 or progress.step == self.run.config.steps:
+            self.run.evaluate(self.log)
+        if self.on_step is not None:
+            self.on_step(progress)
+        control.should_training_stop = progress.step >= self.last
+        control.should_save = progress.step % self.checkpoint_every == 0 or progress.step >= self.last
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        progress = self.run.progress
+        if "loss" in logs:
+            progress.losses["loss"] = logs["loss"]
+            numbers = {"loss": logs["loss"], "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
+            parts = {n: round(x, 6) for n, x in progress.losses.items() if n.startswith("loss_")}
+            self.log.write({"step": state.global_step, "tokens": progress.tokens,
+                            "seconds": round(progress.seconds, 1), **numbers, **parts})  # fmt: skip
+
+    def on_save(self, args, state, control, **kwargs):
+        record = {"config": asdict(self.run.config), "progress": asdict(self.run.progress)}
+        path = self.run.folder / f"checkpoint-{state.global_step}" / "progress.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1))
+        os.replace(temporary, path)
+
+
+class Finetuner:
+    """A run of fine-tuning, from a start or from its last checkpoint.
+
+    Args:
+        student: LAM folder to start from.
+        config: what to do.
+        folder: for checkpoints, log.jsonl, data.json, mined negatives and the best model (`folder`/best).
+        dev_file: pair file for validation (STS-B dev). Selection looks at nothing else.
+        data: folder that relative paths of the sources and of retention_text start from.
+        exclude: evaluation sets; a row that shares a sentence with them is dropped (see `Source.keep_overlap`).
+        cache_folder: for the embeddings of the model before the stage.
+        progress: called with a description and a number of texts; returns what `EmbeddingCache.fill` calls.
+        tensorboard: also log for TensorBoard.
+
+    Raises:
+        ValueError: for sources without pairs, or if `folder` holds a run with another configuration.
+        FloatingPointError: if the loss is not finite; the last checkpoint is kept.
+        OSError: if a checkpoint cannot be written; the one before is kept.
+    """
+
+    def __init__(
+        self, student, config: FinetuneConfig, folder, dev_file, data: Path = Path(), exclude: Sequence[Path] = (),
+        cache_folder=None, progress=None, tensorboard: bool = False,
+    ):  # fmt: skip
+        self.config, self.folder, self.dev_file, self.root = config, Path(folder), Path(dev_file), Path(data)
+        self.tensorboard, self.progress = tensorboard, Progress()
+        self.checkpoint = self._last_checkpoint()
+        if self.checkpoint is not None:
+            record = json.loads((self.checkpoint / "progress.json").read_text())
+            refuse_changes(self.folder, config.difference(record["config"]))
+            self.progress = Progress(**record["progress"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = AutoTokenizer.from_pretrained(student)
+        self.encoder = encoder_of(LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer)
+        excluded = evaluation_sentences(exclude)
+        self.data, counts, sources = DatasetDict(), {}, [Source(**source) for source in config.sources]
+        for source in sources:
+            rows, counts[source.name] = read_source(
+                source, tokenizer, config.max_length, excluded, config.seed, self.root
+            )
+            self.data[source.name] = self._with_negatives(source, rows)
+        if config.retention_texts:
+            self.data["retention"] = self._retention(excluded, cache_folder or self.folder / "teachers", progress)
+        write_report(self.folder, counts, sources, len(excluded))
+        self.counts = counts
+        torch.manual_seed(config.seed)
+
+    def _last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint: the record beside it is written last."""
+        found = [p for p in self.folder.glob("checkpoint-*") if (p / "progress.json").exists()]
+        return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+    def _with_negatives(self, source: Source, rows: list[dict]) -> Dataset:
+        """The rows as a data set, with mined negatives where the source asks for them; mined once for a run."""
+        data = Dataset.from_list(rows)
+        if not source.hard_negatives:
+            return data
+        kept = self.folder / "mined" / f"{source.name}.jsonl"
+        if not kept.exists():
+            mined = mine_hard_negatives(
+                data.select_columns(["anchor", "positive"]), self.encoder, num_negatives=source.hard_negatives,
+                range_max=50, relative_margin=0.05, output_format="n-tuple", batch_size=64, faiss_batch_size=2048,
+                verbose=False,
+            )  # fmt: skip
+            kept.parent.mkdir(exist_ok=True)
+            mined.to_json(kept.with_suffix(".tmp"))
+            os.replace(kept.with_suffix(".tmp"), kept)
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        if not rows:
+            raise ValueError(f"No text of {source.path} is a hard negative of another; set hard_negatives to 0.")
+        return Dataset.from_list(rows)
+
+    def _retention(self, excluded: frozenset[str], cache_folder, progress) -> Dataset:
+        config, pick = self.config, random.Random(self.config.seed)
+        texts: list[str] = []
+        for i, (_, text) in enumerate(read_texts(find_files(self.root / path for path in config.retention_text))):
+            # Reservoir sampling: every text has the same chance, whatever their number.
+            place = i if i < config.retention_texts else pick.randrange(i + 1)
+            if place < config.retention_texts:
+                texts[place : place + 1] = [text]
+        texts = sorted({text for text in texts if normalise(text) not in excluded})
+        texts = list(dict.fromkeys(cut_texts(texts, self.encoder[0].tokenizer, config.max_length)))
+        cache = EmbeddingCache(Path(cache_folder) / f"before-{model_key(self.encoder)}", self._width)
+        advance = None if progress is None else progress("Embedding by the model before", len(texts))
+
+        def encode(block):
+            return self.encoder.encode(block, batch_size=64, show_progress_bar=False)
+
+        places = cache.fill(texts, encode, advance)
+        return Dataset.from_dict({"text": texts, "label": list(cache.rows(places))})
+
+    @property
+    def _width(self) -> int:
+        return self.encoder[0].get_embedding_dimension()
+
+    def _loss(self, name: str, data: Dataset) -> nn.Module:
+        config, model = self.config, self.encoder
+        if name == "retention":
+            return RetentionLoss(model, config.retention_weight, config.retention_similarity_weight)
+        if "score" in data.column_names:
+            loss: nn.Module = losses.CoSENTLoss(model, scale=config.scale)
+        elif config.batch_size > config.mini_batch_size:
+            loss = losses.CachedMultipleNegativesRankingLoss(
+                model, scale=config.scale, mini_batch_size=config.mini_batch_size
+            )
+        else:
+            loss = losses.MultipleNegativesRankingLoss(model, scale=config.scale)
+        if not config.dimensions:
+            return loss
+        count = len(config.dimensions)
+        return losses.MatryoshkaLoss(model, loss, config.dimensions, [1 / count] * count)
+
+    def run(
+        self,
+        evaluate_every: int = 50,
+        checkpoint_every: int = 50,
+        on_step: Callable[[Progress], None] | None = None,
+        stop_after: int | None = None,
+    ) -> Progress:
+        """Train until `config.steps` (or for `stop_after` updates) and return where the run stands."""
+        if self.progress.step >= self.config.steps:
+            return self.progress
+        config, model = self.config, self.encoder[0].model
+        groups = parameter_groups(model, learning_rates(model, config), config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=str(self.folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+            max_grad_norm=config.clip_norm, bf16=config.bf16, use_cpu=not torch.cuda.is_available(), seed=config.seed,
+            save_strategy="no", save_total_limit=2, logging_steps=10, logging_nan_inf_filter=False,
+            report_to="none", disable_tqdm=True, batch_sampler=BatchSamplers.NO_DUPLICATES,
+            multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL, dataloader_pin_memory=False,
+        )  # fmt: skip
+        last = config.steps if stop_after is None else min(config.steps, self.progress.step + stop_after)
+        log = RunLog(self.folder, self.tensorboard)
+        watcher = _Watcher(self, log, evaluate_every, checkpoint_every, on_step, last)
+        trainer = _Trainer(
+            model=self.encoder, args=arguments, train_dataset=self.data, optimizers=(optimizer, schedule),
+            loss={name: self._loss(name, data) for name, data in self.data.items()}, callbacks=[watcher],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.run = self
+        trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        return self.progress
+
+    def evaluate(self, log: RunLog) -> None:
+        """Score on dev; keep the model in `folder`/best if it is the best so far."""
+        began, progress = time.monotonic(), self.progress
+        self.encoder.eval()
+        dimensions = [size for size in self.config.dimensions if size < self._width]
+        score = evaluate_sts(lambda texts: self._encode(texts), self.dev_file, dimensions)
+        self.encoder.train()
+        numbers = {f"dev_{name}": value for name, value in score.items() if name != "pairs"}
+        log.write({"step": progress.step, **numbers, "evaluation_seconds": round(time.monotonic() - began, 1)})
+        if score["pearson"] > progress.best_score:
+            progress.best_score, progress.best_step = score["pearson"], progress.step
+            replace_folder(self.folder / "best", lambda to: self.encoder.save(str(to), create_model_card=False))
+
+    def _encode(self, texts: Sequence[str]):
+        with torch.autocast(self.encoder.device.type, enabled=False):
+            return self.encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
