@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from ..configuration_lam import LAMConfig
 from ..modeling_lam import LAMModel
+from .export import export_model, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,20 @@ def lam_from_bert(base: str | Path, revision: str | None = None, **overrides) ->
         layer.feed_forward.out_proj.load_state_dict(source.output.dense.state_dict())
         layer.feed_forward_norm.load_state_dict(source.output.LayerNorm.state_dict())
     return model.eval()
+
+
+def init_model(base: str | Path, folder: str | Path, gate: int | None, seed: int = 0) -> LAMModel:
+    """An untrained LAM as a model folder, see `lam_from_bert`. Raises ValueError if `folder` is not empty."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; choose a new folder.")
+    torch.manual_seed(seed)
+    model = lam_from_bert(base, output_gate_rank=gate)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    save_tokenizer(base, folder)
+    export_model(folder, folder, dtype=torch.float32)
+    return model
 
 
 def _start_memory(memory, attention) -> None:

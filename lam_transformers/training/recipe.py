@@ -1,0 +1,301 @@
+"""Recipes: what a training stage, or a whole model, is made with, in YAML files; and how to run them."""
+
+import difflib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from ..base import base_path
+from ..conversion.export import export_model
+from ..conversion.from_bert import init_model, parse_gate
+from ..modeling_lam import LAMModel
+from .data import load_or_tokenize
+from .distill import DistillConfig, Distiller
+from .finetune import FinetuneConfig, Finetuner
+from .loop import Progress, RunConfig
+from .relational import RelationalConfig, RelationalDistiller
+from .report import evaluate_models, model_card
+
+logger = logging.getLogger(__name__)
+
+RECIPES = Path(__file__).parent / "recipes"
+STAGES: dict[str, type[RunConfig]] = {
+    "distill": DistillConfig,
+    "relational": RelationalConfig,
+    "finetune": FinetuneConfig,
+}
+# Shown while something runs: (what, how many or None) -> a function that is called with how many more are done.
+Show = Callable[[str, int | None], Callable[[int], None]]
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One stage of training. Paths may be relative to the data folder.
+
+    Attributes:
+        stage: "distill", "relational" or "finetune".
+        name: of its folder in the run of a recipe; by default the stage's.
+        dev: pair file for validation and selection.
+        settings: fields of the stage's configuration.
+        text: files and folders of training texts ("distill", "relational").
+        hub_dataset: Hub data set with a text column, besides or instead of them.
+        exclude: evaluation sets; training texts that equal one of their sentences are dropped.
+        teacher: of "distill"; those of "relational" are in its settings.
+        evaluate_every, checkpoint_every: updates between validations and checkpoints.
+        tensorboard: also log for TensorBoard.
+    """
+
+    stage: str
+    dev: str
+    name: str = ""
+    settings: dict = field(default_factory=dict)
+    text: list[str] = field(default_factory=list)
+    hub_dataset: str | None = None
+    exclude: list[str] = field(default_factory=list)
+    teacher: str = "all-MiniLM-L6-v2"
+    evaluate_every: int = 250
+    checkpoint_every: int = 250
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        self.name = self.name or self.stage
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}.")
+
+    @property
+    def config(self) -> RunConfig:
+        return build(STAGES[self.stage], self.settings, f"settings of stage {self.name}")
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A model in stages.
+
+    Attributes:
+        name: of the model; its folder in the run has that name.
+        base: Hub id or folder of the BERT that the model starts from.
+        gate: output gate, see `parse_gate`.
+        seed: of the weights without a counterpart in the base.
+        stages: stage recipes: the name of a file beside this one, or its content, or {recipe: FILE, and what differs}.
+        sts, retrieval: evaluation sets by name, path to a pair file or to a folder in the BEIR layout.
+        dimensions: also evaluate sts with so many leading dimensions.
+        baselines: Hub ids or folders to evaluate beside the model.
+    """
+
+    name: str
+    base: str = "all-MiniLM-L6-v2"
+    gate: str = "32"
+    seed: int = 0
+    stages: list = field(default_factory=list)
+    sts: dict[str, str] = field(default_factory=dict)
+    retrieval: dict[str, str] = field(default_factory=dict)
+    dimensions: list[int] = field(default_factory=list)
+    baselines: list[str] = field(default_factory=list)
+
+
+def build(kind: type, values: dict, what: str) -> Any:
+    """A dataclass from a mapping. Raises ValueError, naming it, for an unknown name, a missing one or a wrong type."""
+    known = {f.name: f for f in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+            raise ValueError(f"{what}: there is no {name!r}{hint}")
+        wanted = known[name].type
+        # YAML reads 1e-3, without a dot, as a string.
+        if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
+            try:
+                values = values | {name: float(value)}
+            except ValueError as error:
+                raise ValueError(f"{what}: {name} must be a number, got {value!r}.") from error
+        elif wanted in (int, bool, str, list, dict) and type(value) is not wanted:
+            raise ValueError(f"{what}: {name} must be of type {wanted.__name__}, got {value!r}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def find_recipe(path: str | Path, beside: Path | None = None) -> Path:
+    """A recipe file: as named, beside another one, or among those of this package (with or without "recipes/").
+
+    Raises FileNotFoundError, naming those that there are.
+    """
+    path = Path(path)
+    places = [path, *([beside / path] if beside else []), RECIPES / path, RECIPES / path.name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        names = sorted(file.name for file in RECIPES.glob("*.yaml"))
+        raise FileNotFoundError(f"There is no recipe {path}; the package has {', '.join(names)}.")
+    return found
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file. Raises ValueError if it holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(content).__name__}.")
+    return content
+
+
+def read_stage(source: str | Path | dict, changes: dict | None = None, beside: Path | None = None) -> Stage:
+    """A stage from a recipe file, from a mapping, or from {"recipe": FILE, and what differs}.
+
+    Args:
+        changes: further fields of the stage or of its settings, by name.
+    """
+    content: dict = {}
+    if isinstance(source, dict):
+        content = dict(source)
+        if "recipe" in content:
+            content = merge(read_yaml(find_recipe(content.pop("recipe"), beside)), content)
+    else:
+        content = read_yaml(find_recipe(source, beside))
+    own = {f.name for f in fields(Stage)}
+    for name, value in (changes or {}).items():
+        content = merge(content, {name: value} if name in own else {"settings": {name: value}})
+    return build(Stage, content, "stage")
+
+
+def merge(content: dict, changes: dict) -> dict:
+    """`content` with `changes`; settings are merged name by name."""
+    settings = (content.get("settings") or {}) | (changes.get("settings") or {})
+    return content | changes | ({"settings": settings} if settings else {})
+
+
+def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tuple[Recipe, list[Stage]]:
+    """A recipe and its stages.
+
+    Args:
+        changes: by the name of a stage, see `read_stage`.
+
+    Raises ValueError for unknown names, stages of one name, or changes to a stage that is not there.
+    """
+    path = find_recipe(path)
+    recipe = build(Recipe, read_yaml(path), str(path))
+    stages = [read_stage(stage, beside=path.parent) for stage in recipe.stages]
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: stages need names of their own, got {', '.join(names)}.")
+    if unknown := set(changes or {}) - set(names):
+        raise ValueError(f"{path} has no stage {', '.join(unknown)}; it has {', '.join(names)}.")
+    for i, stage in enumerate(stages):
+        if changes and stage.name in changes:
+            stages[i] = read_stage(asdict(stage), changes[stage.name])
+    return recipe, stages
+
+
+def run_stage(
+    stage: Stage, student: Path, out: Path, data: Path, cache: Path | None = None, show: Show | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Progress:  # fmt: skip
+    """Run or resume a stage.
+
+    Args:
+        student: LAM folder to start from.
+        out: folder of the run.
+        data: folder that relative paths start from.
+        cache: of the embeddings of teachers; by default `out`/teachers.
+        show: see `Show`.
+        on_step: called after every update.
+
+    Raises:
+        ValueError: for settings that do not fit, or if `out` holds a run with others or from another start.
+    """
+    config, out, data = stage.config, Path(out), Path(data)
+    dev, exclude = data / stage.dev, [data / path for path in stage.exclude]
+    out.mkdir(parents=True, exist_ok=True)
+    _check_start(student, out)
+    options: dict[str, Any] = {"tensorboard": stage.tensorboard}
+    run: Any
+    if isinstance(config, FinetuneConfig):
+        run = Finetuner(student, config, out, dev, data, exclude, cache, show, **options)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(student)
+        model = LAMModel.from_pretrained(student, dtype=torch.float32)
+        table = _table(stage, config, out, data, exclude, tokenizer, show)
+        if isinstance(config, DistillConfig):
+            run = Distiller(model, _teacher(stage, tokenizer, student), tokenizer, table, config, out, dev, **options)
+        else:
+            where = cache or out / "teachers"
+            run = RelationalDistiller(model, tokenizer, table, config, out, dev, where, show, **options)
+    return run.run(stage.evaluate_every, stage.checkpoint_every, on_step)
+
+
+def _table(stage, config, out, data, exclude, tokenizer, show):
+    if not stage.text and stage.hub_dataset is None:
+        raise ValueError(f"Stage {stage.name} needs texts: give `text` or `hub_dataset`.")
+    advance = None if show is None else show("Reading texts", None)
+    keep_texts = not isinstance(config, DistillConfig)
+    sources = [data / path for path in stage.text]
+    return load_or_tokenize(
+        out, sources, stage.hub_dataset, exclude, tokenizer, config.max_length, advance, keep_texts=keep_texts
+    )
+
+
+def _teacher(stage: Stage, tokenizer, student):
+    teacher = base_path(stage.teacher)
+    if AutoTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"{stage.teacher} has another vocabulary than {student}; layer-wise distillation needs the same. "
+            "Stage relational takes any teacher."
+        )
+    return AutoModel.from_pretrained(teacher, dtype=torch.float32)
+
+
+def _check_start(student: Path, out: Path) -> None:
+    """Remember what a run started from; raise ValueError if that was something else."""
+    fingerprint = LAMModel.from_pretrained(student).fingerprint()
+    record = out / "start.json"
+    if not record.exists():
+        record.write_text(json.dumps({"student": Path(student).name, "fingerprint": fingerprint}) + "\n")
+    elif (then := json.loads(record.read_text())["fingerprint"]) != fingerprint:
+        raise ValueError(
+            f"{out} holds a run that started from other weights (fingerprint {then}) than {student} ({fingerprint}): "
+            "an earlier stage has changed. Use another folder, or delete that one."
+        )
+
+
+def run_recipe(
+    path: str | Path, out: Path, data: Path, changes: dict[str, dict] | None = None, show: Show | None = None,
+    on_stage: Callable[[Stage], Callable[[Progress], None]] | None = None,
+) -> Path:  # fmt: skip
+    """Run or resume all stages of a recipe, evaluate, and write the model folder with its card.
+
+    `out` gets start/, a folder for each stage, teachers/, results.json and the model's folder.
+
+    Args:
+        changes: see `read_recipe`.
+        on_stage: called with each stage; returns what is called after its updates.
+
+    Returns:
+        the model's folder.
+    """
+    recipe, stages = read_recipe(path, changes)
+    out, data = Path(out), Path(data)
+    student = out / "start"
+    if not (student / "model.safetensors").exists():
+        init_model(base_path(recipe.base), student, parse_gate(recipe.gate), recipe.seed)
+    done = []
+    for number, stage in enumerate(stages, 1):
+        folder = out / f"{number}-{stage.name}"
+        on_step = None if on_stage is None else on_stage(stage)
+        progress = run_stage(stage, student, folder, data, out / "teachers", show, on_step)
+        done.append((stage, folder, progress))
+        student = folder / "best"
+    model = out / recipe.name
+    export_model(student, model)
+    results = evaluate_models(recipe, model, data, out / "results.json", show)
+    card = model_card(recipe, model, done, results)
+    (model / "README.md").write_text(card, encoding="utf-8")
+    return model

@@ -1,0 +1,208 @@
+"""Recipes: reading them, and all stages of a small one, interrupted and resumed, through the command line."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from typer.testing import CliRunner
+
+pytest.importorskip("scipy", reason="the train extra is not installed")
+pytest.importorskip("datasets", reason="the train extra is not installed")
+
+from sentence_transformers import SentenceTransformer
+
+from lam_transformers import LAMEncoder
+from lam_transformers.cli import app
+from lam_transformers.evaluation.sts import bootstrap_intervals
+from lam_transformers.training import recipe as recipes
+from lam_transformers.training.distill import DistillConfig
+from lam_transformers.training.recipe import build, find_recipe, read_recipe, read_stage
+
+from .conftest import WORDS
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def lam(*arguments, code=0):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder: texts, pair files, a retrieval set."""
+    pick, folder = random.Random(0), tmp_path_factory.mktemp("data")
+
+    def sentence(words=6):
+        return " ".join(pick.choices(WORDS, k=words))
+
+    def scored(count):
+        for _ in range(count):
+            words, shared = sentence().split(), pick.randint(0, 6)
+            other = words[:shared] + sentence(6 - shared).split()
+            yield {"sentence1": " ".join(words), "sentence2": " ".join(other), "score": shared}
+
+    dev = list(scored(20))
+    write(folder / "sts/dev.jsonl", dev)
+    write(folder / "sts/stsb_train.jsonl", [*scored(30), dev[0]])
+    write(
+        folder / "text/a.jsonl",
+        [{"text": sentence(pick.randint(3, 8))} for _ in range(300)] + [{"text": dev[1]["sentence1"]}],
+    )
+    documents = [{"_id": str(i), "title": "", "text": sentence(12)} for i in range(12)]
+    write(folder / "retrieval/corpus.jsonl", documents)
+    write(
+        folder / "retrieval/queries.jsonl", [{"_id": f"q{i}", "text": d["text"][:20]} for i, d in enumerate(documents)]
+    )
+    judged = "".join(f"q{i}\t{i}\t1\n" for i in range(12))
+    (folder / "retrieval/qrels_test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+@pytest.fixture
+def small_recipe(tiny_bert, tmp_path):
+    common = {"dev": "sts/dev.jsonl", "exclude": ["sts/dev.jsonl"], "evaluate_every": 4, "checkpoint_every": 4}
+    short = {"steps": 6, "warmup_steps": 1, "decay_steps": 3, "bf16": False, "learning_rate": "1e-3"}
+    base = str(tiny_bert)
+    settings = {
+        "distill": {"tokens_per_batch": 64, "teacher_forced_steps": 2},
+        "relational": {"tokens_per_batch": 100, "teachers": [{"name": base}], "dimensions": [64, 16]},
+        "finetune": {"batch_size": 8, "sources": [{"path": "sts/stsb_train.jsonl"}], "retention_text": ["text"],
+                     "retention_texts": 50},
+    }  # fmt: skip
+    own = {"distill": {"text": ["text"], "teacher": base}, "relational": {"text": ["text"]}, "finetune": {}}
+    for stage, name in (("distill", "one"), ("relational", "two"), ("finetune", "three")):
+        content = {"stage": stage, **common, **own[stage], "settings": short | settings[stage]}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    whole = {
+        "name": "LAM-small", "base": base, "gate": "8",
+        "stages": ["one.yaml", "two.yaml", {"recipe": "three.yaml", "settings": {"steps": 5}}],
+        "sts": {"dev": "sts/dev.jsonl"}, "retrieval": {"toy": "retrieval"}, "dimensions": [16], "baselines": [base],
+    }  # fmt: skip
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole))
+    return tmp_path / "whole.yaml"
+
+
+def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    command = ("train", "run", small_recipe, "--data", data, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes.Finetuner, "run", lambda *_: (_ for _ in ()).throw(OSError("the machine went down")))
+        assert "the machine went down" in lam(*command, code=1)
+    distilled = (out / "1-distill" / "checkpoint" / "state.pt").stat().st_mtime_ns
+    lam(*command)
+    assert (out / "1-distill" / "checkpoint" / "state.pt").stat().st_mtime_ns == distilled
+    assert json.loads((out / "3-finetune" / "checkpoint-5" / "progress.json").read_text())["progress"]["step"] == 5
+
+    model = out / "LAM-small"
+    card, results = (
+        (model / "README.md").read_text(),
+        json.loads((out / "results.json").read_text())["numbers"]["models"],
+    )
+    assert "$" not in card
+    assert [row["model"] for row in results] == ["LAM-small", results[1]["model"]]
+    score = results[0]["sts"]["dev"]
+    low, high = score["spearman_interval"]
+    assert low <= score["spearman"] <= high
+    assert f"{100 * score['spearman']:.2f} ({100 * low:.1f} to {100 * high:.1f})" in card
+    assert f"{100 * score['pearson@16']:.2f}" in card
+    assert "STS-B train was used" in card
+    assert "| distill | a.jsonl | " in card
+    assert "in evaluation 1 |" in card
+    assert f"| LAM-small | {results[0]['retrieval']['toy']['ndcg@10']:.4f} |" in card
+    exported = SentenceTransformer(str(model), trust_remote_code=True, device="cpu").encode(["the dog runs"])
+    assert np.allclose(exported, LAMEncoder(model).encode(["the dog runs"]), atol=1e-6)
+
+    # More updates of an earlier stage would leave the later ones built on weights that are no more.
+    message = lam(*command, "--set", "distill.steps=8", code=1)
+    assert "started from other weights" in message
+    assert "2-relational" in message
+
+
+def test_single_stages_run_from_recipes_with_changes(small_recipe, data, tiny_bert, tmp_path):
+    lam("init", tiny_bert, tmp_path / "start", "--gate", 8)
+    first = ("train", "relational", tmp_path / "start", tmp_path / "a", "--recipe", tmp_path / "two.yaml")
+    message = lam(*first, "--data", data, "--set", "steps=2", "--set", "margin=0.3")
+    assert "Best STS-B dev Pearson" in message
+    assert "in evaluation: 1" in message
+    record = json.loads((tmp_path / "a" / "checkpoint" / "progress.json").read_text())
+    assert (record["progress"]["step"], record["config"]["margin"]) == (2, 0.3)
+    assert "'margin': (0.3, 0.4)" in lam(*first, "--data", data, "--set", "margin=0.4", code=1)
+    second = ("train", "finetune", tmp_path / "a" / "best", tmp_path / "b", "--data", data)
+    assert "is a recipe of stage relational" in lam(*second, "--recipe", tmp_path / "two.yaml", code=1)
+    lam(*second, "--recipe", tmp_path / "three.yaml", "--set", "steps=2")
+    assert (tmp_path / "b" / "best" / "modules.json").exists()
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "empty.jsonl").write_text('{"body": 1}\n')
+    missing = lam(
+        *second, "--recipe", tmp_path / "three.yaml", "--set", f"sources=[{{path: {tmp_path / 'empty.jsonl'}}}]", code=1
+    )
+    assert "empty.jsonl gives no pairs" in missing
+
+
+def test_the_recipes_of_the_package_are_whole():
+    for name in ("recipes/lam_base_v1.yaml", "lam_base_v1_without_overlap.yaml"):
+        recipe, stages = read_recipe(name)
+        assert [stage.stage for stage in stages] == ["distill", "relational", "finetune"]
+        configs = [stage.config for stage in stages]
+        assert all(config.steps > config.warmup_steps + config.decay_steps for config in configs)
+        sources = stages[2].settings["sources"]
+        assert sources[0].get("keep_overlap", False) == (recipe.name == "LAM-base-v1")
+        assert all("sts/stsb_test.jsonl.gz" in stage.exclude for stage in stages)
+        assert not any("sickr" in source["path"] for source in sources)
+    assert read_recipe("lam_base_v1.yaml", {"finetune": {"steps": 7}})[1][2].config.steps == 7
+
+
+def test_errors_in_recipes_name_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no 'learnin_rate'; did you mean learning_rate"):
+        build(DistillConfig, {"learnin_rate": 1}, "settings")
+    with pytest.raises(ValueError, match="learning_rate must be a number, got 'fast'"):
+        build(DistillConfig, {"learning_rate": "fast"}, "settings")
+    with pytest.raises(ValueError, match=r"steps must be of type int, got 1\.5"):
+        build(DistillConfig, {"steps": 1.5}, "settings")
+    assert build(DistillConfig, {"learning_rate": "1e-4"}, "settings").learning_rate == 1e-4
+    with pytest.raises(ValueError, match="stage must be one of distill"):
+        read_stage({"stage": "destill", "dev": "x"})
+    with pytest.raises(ValueError, match="missing 1 required keyword-only argument: 'dev'"):
+        read_stage({"stage": "distill"})
+    with pytest.raises(FileNotFoundError, match=r"no recipe nowhere\.yaml.*lam_base_v1\.yaml"):
+        find_recipe("nowhere.yaml")
+    with pytest.raises(ValueError, match="no stage nonsense; it has distill, relational, finetune"):
+        read_recipe("lam_base_v1.yaml", {"nonsense": {}})
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="must hold a mapping"):
+        read_recipe(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_recipe(tmp_path / "broken.yaml")
+
+
+def test_bootstrap_intervals_hold_the_correlation_and_narrow_with_more_pairs():
+    random_numbers, widths = np.random.default_rng(0), []
+    for count in (50, 2000):
+        x = random_numbers.standard_normal(count)
+        y = x + random_numbers.standard_normal(count)
+        found = bootstrap_intervals(x, y, 300)
+        low, high = found["pearson_interval"]
+        assert low < np.corrcoef(x, y)[0, 1] < high
+        assert found == bootstrap_intervals(x, y, 300)
+        widths.append(high - low)
+    # The standard error of a correlation r is about (1 - r^2) / sqrt(pairs); r^2 is 1/2 here.
+    assert widths[1] == pytest.approx(2 * 1.96 * 0.5 / 2000**0.5, rel=0.25)
+    assert widths[0] > 4 * widths[1]
