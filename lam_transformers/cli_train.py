@@ -57,9 +57,8 @@ def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> Non
         on_step = watch(stage.name, stage.config.steps)
         state = run_stage(stage, student, out, data, cache, show, on_step)
     _say_dropped(out)
-    console.print(
-        f"Best STS-B dev Pearson {state.best_score:.4f} at step {state.best_step}: {out / 'best'}", soft_wrap=True
-    )
+    what = "dev score" if stage.stage == "longtext" else "STS-B dev Pearson"
+    console.print(f"Best {what} {state.best_score:.4f} at step {state.best_step}: {out / 'best'}", soft_wrap=True)
 
 
 def _say_dropped(out: Path) -> None:
@@ -186,6 +185,19 @@ def finetune(
     _stage_command(recipe, student, out, data, cache, changes, "finetune")
 
 
+@train.command()
+def longtext(
+    student: Student,
+    out: Out,
+    recipe: RecipeName = "stage4_longtext.yaml",
+    data: Data = Path(),
+    cache: Cache = None,
+    changes: Changes = None,
+) -> None:
+    """Stage 4: a short stage on documents of thousands of tokens. Run again with the same OUT to resume."""
+    _stage_command(recipe, student, out, data, cache, changes, "longtext")
+
+
 @train.command(name="run")
 def run_whole(
     recipe: Annotated[str, typer.Argument(help="Recipe: a file, or one of the package: recipes/lam_base_v1.yaml.")],
@@ -209,3 +221,19 @@ def run_whole(
 
         model = run_recipe(recipe, out, data, by_stage, show, lambda stage: watch(stage.name, stage.config.steps))
     console.print(f"Wrote {model}; scores are in {out / 'results.json'}.", soft_wrap=True, highlight=False)
+
+
+@train.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; RUN.png is named after each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/training"),
+) -> None:
+    """Draw losses and dev scores of runs as PNG (needs matplotlib)."""
+    from .cli import _clear_errors, console
+
+    with _clear_errors():
+        from .training.plots import plot_run
+
+        for run in runs:
+            plot_run(run, out / f"{run.name}.png")
+            console.print(f"Wrote {out / run.name}.png.", highlight=False, soft_wrap=True)

@@ -159,12 +159,13 @@ def test_single_stages_run_from_recipes_with_changes(small_recipe, data, tiny_be
 def test_the_recipes_of_the_package_are_whole():
     for name in ("recipes/lam_base_v1.yaml", "lam_base_v1_without_overlap.yaml"):
         recipe, stages = read_recipe(name)
-        assert [stage.stage for stage in stages] == ["distill", "relational", "finetune"]
+        assert [stage.stage for stage in stages][:3] == ["distill", "relational", "finetune"]
         configs = [stage.config for stage in stages]
         assert all(config.steps > config.warmup_steps + config.decay_steps for config in configs)
         sources = stages[2].settings["sources"]
         assert sources[0].get("keep_overlap", False) == (recipe.name == "LAM-base-v1")
-        assert all("sts/stsb_test.jsonl.gz" in stage.exclude for stage in stages)
+        assert all("sts/stsb_test.jsonl.gz" in stage.exclude for stage in stages[:3])
+        assert all(stage.config.held_out for stage in stages[3:])
         assert not any("sickr" in source["path"] for source in sources)
     assert read_recipe("lam_base_v1.yaml", {"finetune": {"steps": 7}})[1][2].config.steps == 7
 
@@ -183,7 +184,7 @@ def test_errors_in_recipes_name_what_is_wrong(tmp_path):
         read_stage({"stage": "distill"})
     with pytest.raises(FileNotFoundError, match=r"no recipe nowhere\.yaml.*lam_base_v1\.yaml"):
         find_recipe("nowhere.yaml")
-    with pytest.raises(ValueError, match="no stage nonsense; it has distill, relational, finetune"):
+    with pytest.raises(ValueError, match="no stage nonsense; it has distill, relational, finetune, longtext"):
         read_recipe("lam_base_v1.yaml", {"nonsense": {}})
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="must hold a mapping"):

@@ -90,14 +90,17 @@ def learning_rates(model: nn.Module, config) -> dict[str, float]:
 
 
 def parameter_groups(model: nn.Module, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimizer, one for each learning rate and kind: matrices decay, vectors do not."""
+    """Groups for an optimizer, one for each learning rate and kind: matrices decay, vectors and tables do not.
+
+    In a table of embeddings, rows that a batch does not have would fade away.
+    """
     groups = []
     for value in dict.fromkeys(rates.values()):
-        chosen = [p for name, p in model.named_parameters() if rates.get(name) == value]
-        groups += [
-            {"params": [p for p in chosen if p.ndim >= 2], "lr": value, "weight_decay": weight_decay},
-            {"params": [p for p in chosen if p.ndim < 2], "lr": value, "weight_decay": 0.0},
-        ]
+        chosen = [(name, p) for name, p in model.named_parameters() if rates.get(name) == value]
+        decaying = [p.ndim >= 2 and not name.startswith("embeddings.") for name, p in chosen]
+        for decays, decay in ((True, weight_decay), (False, 0.0)):
+            members = [p for (_, p), d in zip(chosen, decaying, strict=True) if d is decays]
+            groups.append({"params": members, "lr": value, "weight_decay": decay})
     return [group for group in groups if group["params"]]
 
 
@@ -144,14 +147,16 @@ def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
 class RunLog:
     """`folder`/log.jsonl, and with `tensorboard` the same numbers for TensorBoard in `folder`/tensorboard.
 
-    Raises ImportError if TensorBoard is asked for and not installed.
+    Raises ValueError if TensorBoard is asked for and not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False):
         self.path, self.writer = folder / "log.jsonl", None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(f"TensorBoard is not installed ({error}): pip install tensorboard.") from error
             self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, record: dict) -> None:
@@ -276,16 +281,24 @@ class TrainingLoop:
             "loss": loss.item(), "gradient_norm": float(norm), "learning_rate": config.learning_rate * factor,
         }  # fmt: skip
 
-    def _evaluate(self, log: RunLog) -> None:
-        began, model = time.monotonic(), self.model.eval()
+    def validate(self) -> tuple[float, dict[str, float]]:
+        """The score that decides which model is the best, and all numbers for the log: Pearson on `dev_file`."""
+        model = self.model
         score = evaluate_sts(lambda texts: embed_texts(model, self.tokenizer, texts), self.dev_file)
-        log.write({"step": self.progress.step, "dev_pearson": score["pearson"], "dev_spearman": score["spearman"],
-                   "evaluation_seconds": round(time.monotonic() - began, 1)})  # fmt: skip
-        if score["pearson"] > self.progress.best_score:
-            self.progress.best_score, self.progress.best_step = score["pearson"], self.progress.step
-            replace_folder(
-                self.folder / "best", lambda to: (model.save_pretrained(to), self.tokenizer.save_pretrained(to))
-            )
+        return score["pearson"], {"dev_pearson": score["pearson"], "dev_spearman": score["spearman"]}
+
+    def _evaluate(self, log: RunLog) -> None:
+        began, model, progress = time.monotonic(), self.model.eval(), self.progress
+        score, numbers = self.validate()
+        log.write({"step": progress.step, **numbers, "evaluation_seconds": round(time.monotonic() - began, 1)})
+        if score > progress.best_score:
+            progress.best_score, progress.best_step = score, progress.step
+
+            def write(folder: Path) -> None:
+                model.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+
+            replace_folder(self.folder / "best", write)
 
     def save(self) -> None:
         """Write a checkpoint that `resume` continues exactly; it replaces the last one only when it is complete."""

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from ..modeling_lam import LAMModel
 from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
 from .finetune import FinetuneConfig, Finetuner
+from .longtext import LongTextConfig, LongTextTrainer
 from .loop import Progress, RunConfig
+from .plots import plot_run
 from .relational import RelationalConfig, RelationalDistiller
 from .report import evaluate_models, model_card
 
@@ -30,6 +33,7 @@ STAGES: dict[str, type[RunConfig]] = {
     "distill": DistillConfig,
     "relational": RelationalConfig,
     "finetune": FinetuneConfig,
+    "longtext": LongTextConfig,
 }
 # Shown while something runs: (what, how many or None) -> a function that is called with how many more are done.
 Show = Callable[[str, int | None], Callable[[int], None]]
@@ -40,7 +44,7 @@ class Stage:
     """One stage of training. Paths may be relative to the data folder.
 
     Attributes:
-        stage: "distill", "relational" or "finetune".
+        stage: "distill", "relational", "finetune" or "longtext".
         name: of its folder in the run of a recipe; by default the stage's.
         dev: pair file for validation and selection.
         settings: fields of the stage's configuration.
@@ -223,11 +227,14 @@ def run_stage(
     else:
         tokenizer = AutoTokenizer.from_pretrained(student)
         model = LAMModel.from_pretrained(student, dtype=torch.float32)
-        table = _table(stage, config, out, data, exclude, tokenizer, show)
-        if isinstance(config, DistillConfig):
+        where = cache or out / "teachers"
+        if isinstance(config, LongTextConfig):
+            run = LongTextTrainer(model, tokenizer, config, out, dev, data, where, show, **options)
+        elif isinstance(config, DistillConfig):
+            table = _table(stage, config, out, data, exclude, tokenizer, show)
             run = Distiller(model, _teacher(stage, tokenizer, student), tokenizer, table, config, out, dev, **options)
         else:
-            where = cache or out / "teachers"
+            table = _table(stage, config, out, data, exclude, tokenizer, show)
             run = RelationalDistiller(model, tokenizer, table, config, out, dev, where, show, **options)
     return run.run(stage.evaluate_every, stage.checkpoint_every, on_step)
 
@@ -272,7 +279,8 @@ def run_recipe(
 ) -> Path:  # fmt: skip
     """Run or resume all stages of a recipe, evaluate, and write the model folder with its card.
 
-    `out` gets start/, a folder for each stage, teachers/, results.json and the model's folder.
+    `out` gets start/, a folder for each stage, teachers/, results.json, the model's folder and, where matplotlib is
+    installed, plots/.
 
     Args:
         changes: see `read_recipe`.
@@ -298,4 +306,7 @@ def run_recipe(
     results = evaluate_models(recipe, model, data, out / "results.json", show)
     card = model_card(recipe, model, done, results)
     (model / "README.md").write_text(card, encoding="utf-8")
+    if find_spec("matplotlib"):
+        for _, folder, _ in done:
+            plot_run(folder, out / "plots" / f"{folder.name}.png")
     return model

@@ -96,11 +96,12 @@ def _scores(results: list[dict]) -> str:
 
 
 def _stages(done: list) -> str:
-    lines = ["| stage | teachers | updates | tokens | best STS-B dev Pearson |", "|---|---|---|---|---|"]
+    lines = ["| stage | teachers | updates | tokens | best dev score |", "|---|---|---|---|---|"]
     for stage, _, progress in done:
         names = {
             "distill": [stage.teacher],
             "relational": [teacher["name"] for teacher in stage.settings.get("teachers", [])],
+            "longtext": [stage.settings.get("teacher", "self")],
         }.get(stage.stage, [])
         lines.append(
             f"| {stage.name} | {', '.join(names) or 'none'} | {progress.step:,} | {progress.tokens / 1e6:.1f} million "
