@@ -18,6 +18,7 @@ from lam_transformers.conversion.export import export_model
 from lam_transformers.training import finetune
 from lam_transformers.training.data import normalise
 from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, encoder_of
+from lam_transformers.training.losses import orthogonality_loss
 from lam_transformers.training.pairs import Source, cut_texts, read_source
 
 from .conftest import WORDS
@@ -220,6 +221,14 @@ def test_only_the_memories_move_unless_asked_and_the_dev_score_rises(make_run, t
     more.run(evaluate_every=100)
     still = {name for name, x in weights(more).items() if torch.equal(x, before[name])}
     assert still == {name for name in before if ".embeddings." in name}
+
+
+def test_the_orthogonal_regularisation_is_part_of_the_loss(make_run):
+    runs = [make_run(str(weight), orthogonality_weight=weight, clip_norm=1e9) for weight in (0.0, 1e4)]
+    for run in runs:
+        run.run(evaluate_every=100)
+    plain, regular = (orthogonality_loss(run.encoder[0].model).item() for run in runs)
+    assert regular < 0.98 * plain
 
 
 def test_the_best_folder_is_a_model_folder(make_run, tmp_path):

@@ -13,6 +13,7 @@ pytest.importorskip("scipy", reason="the train extra is not installed")
 from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer
 
+from lam_transformers.base import base_path
 from lam_transformers.conversion.from_bert import lam_from_bert
 from lam_transformers.evaluation.embedding import embed_texts, packed_mean_pool
 from lam_transformers.training import relational
@@ -198,6 +199,14 @@ def test_caches_are_kept_apart_by_weights_prompt_and_precision(wide_teacher, tin
 def test_a_teacher_that_does_not_load_says_why(tmp_path):
     with pytest.raises(ValueError, match=r"teacher .*nowhere does not load"):
         Teacher(str(tmp_path / "nowhere")).load()
+
+
+def test_names_are_looked_up_among_the_models_of_this_machine(wide_teacher, tmp_path, monkeypatch):
+    (tmp_path / "all-wide-v1").symlink_to(wide_teacher)
+    monkeypatch.setenv("LAM_MODELS", str(tmp_path))
+    assert base_path("somebody/all-wide-v1") == str(tmp_path / "all-wide-v1")
+    assert Teacher("somebody/all-wide-v1").load("cpu").get_embedding_dimension() == 96
+    assert base_path("somebody/else") == "somebody/else"
 
 
 def similarities(seed, size=6):

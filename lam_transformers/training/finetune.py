@@ -160,7 +160,8 @@ class _Watcher(TrainerCallback):
         progress = self.run.progress
         progress.step = state.global_step
         progress.seconds += time.monotonic() - self.began
-        if progress.step % self.evaluate_every == 0 or progress.step == self.run.config.steps:
+        due = progress.step % self.evaluate_every == 0 or progress.step == self.run.config.steps
+        if due and state.is_world_process_zero:
             self.run.evaluate(self.log)
         if self.on_step is not None:
             self.on_step(progress)
@@ -169,7 +170,7 @@ class _Watcher(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         progress = self.run.progress
-        if "loss" in logs:
+        if "loss" in logs and state.is_world_process_zero:
             progress.losses["loss"] = logs["loss"]
             numbers = {"loss": logs["loss"], "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
             parts = {n: round(x, 6) for n, x in progress.losses.items() if n.startswith("loss_")}
@@ -177,6 +178,8 @@ class _Watcher(TrainerCallback):
                             "seconds": round(progress.seconds, 1), **numbers, **parts})  # fmt: skip
 
     def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         record = {"config": asdict(self.run.config), "progress": asdict(self.run.progress)}
         path = self.run.folder / f"checkpoint-{state.global_step}" / "progress.json"
         temporary = path.with_suffix(".tmp")
