@@ -129,6 +129,12 @@ def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, dat
     exported = SentenceTransformer(str(model), trust_remote_code=True, device="cpu").encode(["the dog runs"])
     assert np.allclose(exported, LAMEncoder(model).encode(["the dog runs"]), atol=1e-6)
 
+    # Once more: nothing is trained or scored again.
+    scored = (out / "results.json").stat().st_mtime_ns
+    lam(*command)
+    assert (out / "results.json").stat().st_mtime_ns == scored
+    assert (model / "README.md").read_text() == card
+
     # More updates of an earlier stage would leave the later ones built on weights that are no more.
     message = lam(*command, "--set", "distill.steps=8", code=1)
     assert "started from other weights" in message

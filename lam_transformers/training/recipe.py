@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from ..base import base_path
+from ..checks_lam import weights_checksum
 from ..conversion.export import export_model
 from ..conversion.from_bert import init_model, parse_gate
 from ..modeling_lam import LAMModel
@@ -21,7 +22,7 @@ from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
 from .finetune import FinetuneConfig, Finetuner
 from .longtext import LongTextConfig, LongTextTrainer
-from .loop import Progress, RunConfig
+from .loop import Progress, RunConfig, replace_folder
 from .plots import plot_run
 from .relational import RelationalConfig, RelationalDistiller
 from .report import evaluate_models, model_card
@@ -293,7 +294,8 @@ def run_recipe(
     out, data = Path(out), Path(data)
     student = out / "start"
     if not (student / "model.safetensors").exists():
-        init_model(base_path(recipe.base), student, parse_gate(recipe.gate), recipe.seed)
+        gate = parse_gate(recipe.gate)
+        replace_folder(student, lambda folder: init_model(base_path(recipe.base), folder, gate, recipe.seed))
     done = []
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
@@ -301,9 +303,14 @@ def run_recipe(
         progress = run_stage(stage, student, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
         student = folder / "best"
-    model = out / recipe.name
+    model, scores = out / recipe.name, out / "results.json"
+    weights = model / "model.safetensors"
+    before = weights_checksum(weights) if weights.exists() else None
     export_model(student, model)
-    results = evaluate_models(recipe, model, data, out / "results.json", show)
+    if before == weights_checksum(weights) and scores.exists():  # scored already
+        results = json.loads(scores.read_text())["numbers"]["models"]
+    else:
+        results = evaluate_models(recipe, model, data, scores, show)
     card = model_card(recipe, model, done, results)
     (model / "README.md").write_text(card, encoding="utf-8")
     if find_spec("matplotlib"):
