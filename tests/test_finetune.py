@@ -187,7 +187,7 @@ def weights(run) -> dict:
     return {name: x.clone() for name, x in run.encoder.state_dict().items()}
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"])
 def test_a_resumed_run_equals_an_uninterrupted_one(make_run, bf16):
     whole = make_run("whole", bf16=bf16)
     whole.run(evaluate_every=2, checkpoint_every=100)
