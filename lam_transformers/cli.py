@@ -11,11 +11,14 @@ from rich.console import Console
 
 from .base import base_path
 from .cli_encode import encode
+from .cli_evaluate import compare, evaluate, report
 from .cli_train import train
 
 app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
 app.add_typer(train, name="train")
-app.command()(encode)
+app.add_typer(evaluate, name="evaluate")
+for command in (encode, report, compare):
+    app.command()(command)
 console = Console(stderr=True)
 
 

@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
+PACKAGES = (
+    "lam-transformers", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "scipy",
+    "scikit-learn", "mteb",
+)  # fmt: skip
 
 
 def processor_name() -> str:
@@ -35,8 +38,16 @@ def commit_name() -> str:
         return "unknown"
 
 
+def command_line() -> str:
+    """The command as one would type it."""
+    program = Path(sys.argv[0])
+    first = ["lam"] if program.name == "lam" else ["python", os.path.relpath(program)]
+    return shlex.join([*first, *sys.argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """What a number depends on besides the code that measured it."""
+    import psutil
     import torch
 
     versions = {"python": platform.python_version()}
@@ -46,20 +57,25 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit_name(),
         "versions": versions,
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
-def write_result(path: str | os.PathLike, numbers: dict[str, Any]) -> None:
-    """Write {"environment": ..., "numbers": ...} as JSON; the file is replaced only when complete."""
+def write_result(path: str | os.PathLike, numbers: dict[str, Any], **more: Any) -> None:
+    """Write {**more, "environment": ..., "numbers": ...} as JSON; the file is replaced only when complete.
+
+    Raises ValueError for a number that is NaN or infinite: a number is measured or absent (None).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"environment": environment(), "numbers": numbers}, indent=2) + "\n")
+    record = {**more, "environment": environment(), "numbers": numbers}
+    temporary.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)

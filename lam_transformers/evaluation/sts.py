@@ -1,6 +1,6 @@
 """Semantic textual similarity: how well cosine similarities follow human scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,17 @@ import numpy as np
 from scipy import stats
 
 from ..training.data import read_records
+from .data import MissingData
+from .models import BagOfTokens
+from .statistics import bootstrap_correlations, interval
+
+ERROR_CASES = 8
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     """sentence1, sentence2 and score of a JSON-lines file (plain, .gz or .xz).
 
-    Raises ValueError for a record without these fields.
+    Raises ValueError for a record without these fields, or a file without a record.
     """
     first, second, scores = [], [], []
     for record in read_records(path):
@@ -25,7 +30,21 @@ def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
             raise ValueError(f"{path}: a record has no field {error}, only {sorted(record)}.") from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: score must be a number, got {record['score']!r}.") from error
+    if not scores:
+        raise ValueError(f"{path} holds no pair: expected JSON lines with sentence1, sentence2 and score.")
     return first, second, np.array(scores)
+
+
+def cosines(embeddings: np.ndarray) -> np.ndarray:
+    """[2 P, D], all first texts and then all second ones -> cosine similarity of each pair, [P]."""
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    first, second = np.split(embeddings / np.where(length > 0, length, 1), 2)
+    return (first * second).sum(1)
+
+
+def similarities(encode: Callable[[Sequence[str]], np.ndarray], first: list[str], second: list[str]) -> np.ndarray:
+    """Cosine similarity of each pair of texts, float64 [pairs]."""
+    return cosines(np.asarray(encode(first + second), dtype=np.float64))
 
 
 def evaluate_sts(
@@ -46,22 +65,103 @@ def evaluate_sts(
     embeddings = np.asarray(encode(first + second), dtype=np.float64)
     found: dict[str, Any] = {"pairs": len(scores)}
     for size in (None, *dimensions):
-        cut = embeddings[:, :size] / np.linalg.norm(embeddings[:, :size], axis=1, keepdims=True)
-        similarity, ending = (cut[: len(first)] * cut[len(first) :]).sum(1), "" if size is None else f"@{size}"
+        similarity, ending = cosines(embeddings[:, :size]), "" if size is None else f"@{size}"
         found[f"pearson{ending}"] = float(stats.pearsonr(similarity, scores).statistic)
         found[f"spearman{ending}"] = float(stats.spearmanr(similarity, scores).statistic)
         if size is None and resamples:
-            found |= bootstrap_intervals(similarity, scores, resamples)
+            drawn = bootstrap_correlations({"model": similarity}, scores, resamples)
+            found |= {f"{kind}_interval": interval(drawn[kind]["model"]) for kind in ("pearson", "spearman")}
     return found
 
 
-def bootstrap_intervals(similarity: np.ndarray, scores: np.ndarray, resamples: int, seed: int = 0) -> dict[str, list]:
-    """95 % percentile intervals of both correlations over pairs drawn with replacement (Efron 1979)."""
-    random, drawn = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        rows = random.integers(0, len(scores), len(scores))
-        x, y = similarity[rows], scores[rows]
-        drawn.append((stats.pearsonr(x, y).statistic, stats.spearmanr(x, y).statistic))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    names = ("pearson_interval", "spearman_interval")
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
+def run(context) -> dict[str, Any]:
+    """Correlations with intervals, calibration error and error cases on STS-B dev and test and the given pair files.
+
+    Null hypothesis of each difference: model and baseline correlate equally with the human scores (paired bootstrap).
+    """
+    files: dict[str, Path] = {}
+    for name in ("stsb_dev", "stsb_test"):
+        with context.may_lack():
+            files[name] = context.data.path(name)
+    files |= {Path(path).name.split(".")[0]: Path(path) for path in context.pairs}
+    if not files:
+        raise MissingData("STS-B", "Neither dev nor test was found, and no --pairs file was given.")
+    numbers: dict[str, Any] = {"sets": {}, "resamples": context.settings.resamples}
+    lines: dict[str, tuple[float, float]] = {}
+    for name, path in files.items():
+        context.say(f"{name}")
+        first, second, scores = read_pairs(path)
+        texts = tuple(x[: context.settings.sts_pairs] for x in (first, second, scores))
+        found = {encoder.name: similarities(encoder.encode, *texts[:2]) for encoder in context.encoders}
+        bag = BagOfTokens(context.model, texts[0] + texts[1])
+        found[bag.name] = similarities(bag.encode, *texts[:2])
+        numbers["sets"][name] = measure_set(found, texts, context.model.name, context.settings, lines, name)
+    return numbers
+
+
+def measure_set(
+    found: Mapping[str, np.ndarray], texts, ours: str, settings, lines: dict[str, tuple[float, float]], name: str
+) -> dict[str, Any]:
+    """All numbers of one pair file.
+
+    Args:
+        found: similarities [pairs] by model.
+        texts: what `read_pairs` returned.
+        ours: which of `found` is compared with all others.
+        lines: slope and intercept of the linear calibration by model; fitted here on "stsb_dev", or on the file itself
+            where that was not read before.
+    """
+    first, second, scores = texts
+    resampled = bootstrap_correlations(found, scores, settings.resamples)
+    fitted_on = "stsb_dev" if lines or name == "stsb_dev" else name
+    models = {}
+    for model, x in found.items():
+        if model not in lines:
+            line = stats.linregress(x, scores)
+            lines[model] = (float(line.slope), float(line.intercept))
+        slope, intercept = lines[model]
+        error = slope * x + intercept - scores
+        pearson, spearman = stats.pearsonr(x, scores), stats.spearmanr(x, scores)
+        models[model] = {
+            "pearson": float(pearson.statistic), "pearson_p": float(pearson.pvalue),
+            "pearson_interval": interval(resampled["pearson"][model]),
+            "spearman": float(spearman.statistic), "spearman_p": float(spearman.pvalue),
+            "spearman_interval": interval(resampled["spearman"][model]),
+            "mae": float(np.abs(error).mean()), "rmse": float(np.sqrt((error**2).mean())),
+            "calibration": {"slope": slope, "intercept": intercept, "fitted_on": fitted_on},
+            "ranges": score_ranges(x, scores),
+        }  # fmt: skip
+    differences = {
+        model: {
+            kind: {
+                "difference": models[ours][kind] - models[model][kind],
+                "interval": interval(resampled[kind][ours] - resampled[kind][model]),
+            }
+            for kind in ("pearson", "spearman")
+        }
+        for model in found
+        if model != ours
+    }
+    slope, intercept = lines[ours]
+    predicted = slope * found[ours] + intercept
+    worst = np.argsort(-np.abs(predicted - scores))[:ERROR_CASES]
+    cases = [
+        {"sentence1": first[i], "sentence2": second[i], "score": float(scores[i]), "predicted": float(predicted[i])}
+        for i in worst
+    ]
+    return {"pairs": len(scores), "models": models, "differences": differences, "error_cases": cases}
+
+
+def score_ranges(similarity: np.ndarray, scores: np.ndarray, count: int = 5) -> list[dict[str, Any]]:
+    """Correlation within ranges of the human score; None where all scores of a range are equal or it holds under 3."""
+    edges = np.linspace(scores.min(), scores.max(), count + 1)
+    rows = []
+    for i in range(count):
+        inside = (scores >= edges[i]) & ((scores < edges[i + 1]) if i + 1 < count else True)
+        enough = inside.sum() >= 3 and np.ptp(scores[inside]) > 0 and np.ptp(similarity[inside]) > 0
+        rows.append({
+            "from": float(edges[i]), "to": float(edges[i + 1]), "pairs": int(inside.sum()),
+            "pearson": float(stats.pearsonr(similarity[inside], scores[inside]).statistic) if enough else None,
+            "mean_similarity": float(similarity[inside].mean()) if inside.any() else None,
+        })  # fmt: skip
+    return rows
