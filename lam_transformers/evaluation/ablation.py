@@ -14,7 +14,7 @@ from .long_retrieval import books_set, ndcg
 from .models import Encoder
 from .probe import additive_rule, replaced_rule
 from .statistics import bootstrap_correlations, bootstrap_mean, interval
-from .sts import read_pairs, similarities
+from .sts import read_pairs, similarities, spread
 
 FULL = "full model"
 
@@ -121,8 +121,7 @@ class Tasks:
 
     def __init__(self, context):
         self.context, settings = context, context.settings
-        first, second, scores = read_pairs(context.data.path("stsb_dev"))
-        self.pairs = tuple(x[: settings.sts_pairs] for x in (first, second, scores))
+        self.pairs = spread(read_pairs(context.data.path("stsb_dev")), settings.sts_pairs)
         self.documents, self.queries, self.relevant = books_set(
             context, 2, settings.ablation_tokens, settings.ablation_books
         )

@@ -17,7 +17,7 @@ LEVAL_TASKS = (
 )  # fmt: skip
 LONGEST_QUESTION = 300  # characters
 QUESTIONS = 4  # of each document
-BOOK_QUERY = 200  # tokens
+BOOK_QUERY = 64  # tokens
 BOOK_QUERIES = 4  # of each book
 
 
@@ -31,15 +31,16 @@ def run(context) -> dict[str, Any]:
         with context.may_lack():
             documents, queries, relevant = make(context)
             context.say(f"{name}: {len(documents)} documents, {len(queries)} queries")
+            tokens = [len(context.model.token_ids(document)) for document in documents]
+            longest = max(tokens)
             scores = score_documents(context, documents, queries)
-            for cut in (512, 2_048):
+            for cut in [c for c in (512, 2_048) if c < longest]:
                 cut_documents = context.model.encode(documents, cut)
                 scores[f"{context.model.name}, cut at {cut:,}"] = context.model.encode(queries) @ cut_documents.T
             numbers["sets"][name] = measure_set(scores, relevant, context)
-            tokens = [len(context.model.token_ids(document)) for document in documents]
             numbers["sets"][name] |= {
                 "documents": len(documents), "queries": len(queries),
-                "tokens": {"median": float(np.median(tokens)), "largest": max(tokens), "all": sum(tokens)},
+                "tokens": {"median": float(np.median(tokens)), "largest": longest, "all": sum(tokens)},
             }  # fmt: skip
     if not numbers["sets"]:
         raise MissingData("long documents", "Neither leval nor books was found.")
@@ -108,7 +109,7 @@ def books_set(context, segments: int | None = None, tokens: int | None = None, b
     settings, model = context.settings, context.model
     segments, tokens = segments or settings.book_segments, tokens or settings.book_tokens
     documents, queries, relevant = [], [], []
-    chosen = held_out_books(context.data)[:books]
+    chosen = held_out_books(context.data)[: books or settings.retrieval_books]
     for number, book in enumerate(chosen):
         ids = book_ids(model, book, segments * tokens + BOOK_QUERIES * (BOOK_QUERY + 500))
         documents += [model.tokenizer.decode(ids[i * tokens : (i + 1) * tokens]) for i in range(segments)]

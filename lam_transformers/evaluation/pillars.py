@@ -24,7 +24,7 @@ from .probe import (
     write_to_fast_only,
 )
 from .statistics import bootstrap_correlations, bootstrap_mean, curve_fits, interval, paired_test
-from .sts import read_pairs, similarities
+from .sts import read_pairs, similarities, spread
 
 ALPHA = 0.05
 LAG = 16  # tokens between a fact and the question
@@ -148,8 +148,7 @@ def reconsolidation(context) -> dict[str, Any]:
 
 def semantic_projection(context) -> dict[str, Any]:
     """STS-B dev: cosines of the embeddings against those of a bag of tokens."""
-    first, second, scores = read_pairs(context.data.path("stsb_dev"))
-    first, second, scores = (x[: context.settings.sts_pairs] for x in (first, second, scores))
+    first, second, scores = spread(read_pairs(context.data.path("stsb_dev")), context.settings.sts_pairs)
     bag = BagOfTokens(context.model, first + second)
     found = {"model": context.model, "bag": bag}
     values = {name: similarities(encoder.encode, first, second) for name, encoder in found.items()}

@@ -67,7 +67,8 @@ class Recorder:
     """A rule that keeps what each layer gave it: `calls` holds the keyword arguments of each layer and call."""
 
     def __init__(self, rule: Rule = dual_delta_rule):
-        self.rule, self.calls = rule, []
+        self.rule = rule
+        self.calls: list[dict[str, Any]] = []
 
     def __call__(self, **arguments):
         self.calls.append(arguments)

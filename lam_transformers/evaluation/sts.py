@@ -42,6 +42,12 @@ def cosines(embeddings: np.ndarray) -> np.ndarray:
     return (first * second).sum(1)
 
 
+def spread(pairs: tuple, count: int | None) -> tuple:
+    """At most `count` pairs of what `read_pairs` returned, evenly spread over the file; None: all."""
+    step = 1 if count is None else max(1, len(pairs[2]) // count)
+    return tuple(x[::step][:count] for x in pairs)
+
+
 def similarities(encode: Callable[[Sequence[str]], np.ndarray], first: list[str], second: list[str]) -> np.ndarray:
     """Cosine similarity of each pair of texts, float64 [pairs]."""
     return cosines(np.asarray(encode(first + second), dtype=np.float64))
@@ -90,8 +96,7 @@ def run(context) -> dict[str, Any]:
     lines: dict[str, tuple[float, float]] = {}
     for name, path in files.items():
         context.say(f"{name}")
-        first, second, scores = read_pairs(path)
-        texts = tuple(x[: context.settings.sts_pairs] for x in (first, second, scores))
+        texts = spread(read_pairs(path), context.settings.sts_pairs)
         found = {encoder.name: similarities(encoder.encode, *texts[:2]) for encoder in context.encoders}
         bag = BagOfTokens(context.model, texts[0] + texts[1])
         found[bag.name] = similarities(bag.encode, *texts[:2])
@@ -114,7 +119,7 @@ def measure_set(
     first, second, scores = texts
     resampled = bootstrap_correlations(found, scores, settings.resamples)
     fitted_on = "stsb_dev" if lines or name == "stsb_dev" else name
-    models = {}
+    models: dict[str, Any] = {}
     for model, x in found.items():
         if model not in lines:
             line = stats.linregress(x, scores)

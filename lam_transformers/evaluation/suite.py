@@ -37,7 +37,7 @@ class Settings:
     sts_pairs: int | None = None  # of each pair file; None: all
     # Scaling
     lengths: tuple[int, ...] = (
-        128, 129, 512, 1_000, 1_024, 4_097, 10_000, 32_768, 99_991, 100_000, 262_144, 1_000_000,
+        128, 129, 512, 1_000, 1_024, 4_097, 8_192, 10_000, 32_768, 99_991, 100_000, 262_144, 1_000_000,
     )  # fmt: skip
     baseline_limit: int = 32_768
     # Long context
@@ -50,6 +50,7 @@ class Settings:
     # Retrieval of long documents
     document_tokens: int = 16_384
     leval_documents: int = 200
+    retrieval_books: int = 17
     book_segments: int = 4
     book_tokens: int = 8_192
     # Recall
@@ -58,7 +59,7 @@ class Settings:
     babi_tasks: tuple[int, ...] = (1, 2, 3, 15)
     babi_questions: int = 500
     # Ablation at inference
-    ablation_books: int = 8
+    ablation_books: int = 17
     ablation_tokens: int = 2_048
     # Pillars
     separation_pairs: int = 300
@@ -69,8 +70,8 @@ class Settings:
 QUICK = Settings(
     quick=True, resamples=1_000, sts_pairs=300, lengths=(128, 1_000, 2_049, 4_097), baseline_limit=2_049,
     sensitivity_lengths=(1_000, 4_000), sensitivity_texts=1, facts=16, retention_lags=(1, 4, 16, 64, 256),
-    probe_lengths=(512, 2_048), probe_documents=6, document_tokens=2_048, leval_documents=12, book_segments=1,
-    book_tokens=1_024, recall_pairs=(4, 16, 64, 256), recall_trials=4, babi_tasks=(1, 15), babi_questions=100,
+    probe_lengths=(512, 2_048), probe_documents=6, document_tokens=2_048, leval_documents=8, retrieval_books=6,
+    book_segments=1, book_tokens=1_024, recall_pairs=(4, 16, 64, 256), recall_trials=4, babi_tasks=(1, 15), babi_questions=100,
     ablation_books=4, ablation_tokens=512, separation_pairs=60, salience_tokens=4_000,
 )  # fmt: skip
 
