@@ -12,7 +12,7 @@ from ..training.data import read_records
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 
 
-class MissingData(Exception):
+class MissingData(FileNotFoundError):
     """A data set (or a package) that a part needs is not there; the rest of the suite goes on.
 
     Attributes:

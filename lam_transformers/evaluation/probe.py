@@ -1,6 +1,7 @@
 """Looking into a LAM's memories, and changing its rule while it reads."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,9 +166,9 @@ def hits(scores: np.ndarray) -> np.ndarray:
 
 
 def fact_ids(encoder: Encoder, count: int) -> torch.Tensor:
-    """Token ids [count, T] of "NAME keeps the WORD" with another name and word each."""
+    """Token ids [at most count, T] of "NAME keeps the WORD" with another name and word each, all of one length."""
     rows = [encoder.token_ids(f"{name} keeps the {word}") for name, word in zip(NAMES, WORDS, strict=True)]
-    usual = int(np.median([len(row) for row in rows]))
+    usual = Counter(map(len, rows)).most_common(1)[0][0]
     rows = [row for row in rows if len(row) == usual][:count]
     return torch.tensor(rows)
 

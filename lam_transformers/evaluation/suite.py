@@ -71,8 +71,8 @@ QUICK = Settings(
     quick=True, resamples=1_000, sts_pairs=300, lengths=(128, 1_000, 2_049, 4_097), baseline_limit=2_049,
     sensitivity_lengths=(1_000, 4_000), sensitivity_texts=1, facts=16, retention_lags=(1, 4, 16, 64, 256),
     probe_lengths=(512, 2_048), probe_documents=6, document_tokens=2_048, leval_documents=8, retrieval_books=6,
-    book_segments=1, book_tokens=1_024, recall_pairs=(4, 16, 64, 256), recall_trials=4, babi_tasks=(1, 15), babi_questions=100,
-    ablation_books=4, ablation_tokens=512, separation_pairs=60, salience_tokens=4_000,
+    book_segments=1, book_tokens=1_024, recall_pairs=(4, 16, 64, 256), recall_trials=4, babi_tasks=(1, 15),
+    babi_questions=100, ablation_books=4, ablation_tokens=512, separation_pairs=60, salience_tokens=4_000,
 )  # fmt: skip
 
 
