@@ -44,7 +44,7 @@ class Settings:
     sensitivity_lengths: tuple[int, ...] = (1_000, 10_000, 100_000)
     sensitivity_texts: int = 3
     facts: int = 32
-    retention_lags: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384)
+    retention_lags: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024, 4_096)
     probe_lengths: tuple[int, ...] = (512, 2_048, 8_192, 32_768)
     probe_documents: int = 10
     # Retrieval of long documents
