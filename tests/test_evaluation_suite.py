@@ -15,7 +15,7 @@ pytest.importorskip("sklearn", reason="the evaluate extra is not installed")
 
 from lam_transformers import LAMModel
 from lam_transformers.cli import app
-from lam_transformers.evaluation import models, scaling, suite
+from lam_transformers.evaluation import claims, models, scaling, suite
 from lam_transformers.evaluation.claims import findings, weaknesses
 from lam_transformers.evaluation.compare import compare_results
 from lam_transformers.evaluation.data import Data, MissingData, read_babi
@@ -125,7 +125,7 @@ def test_the_report_is_written_from_the_files_alone(results, tmp_path):
 
 def test_every_claim_of_the_documents_has_a_verdict(results):
     found = findings(read_results(results))
-    claims = " ".join(finding.claim for finding in found)
+    said = " ".join(finding.claim for finding in found)
     wanted = (
         "0.836",
         "50 to 180 MB",
@@ -137,12 +137,76 @@ def test_every_claim_of_the_documents_has_a_verdict(results):
         "first linear",
     )
     for word in wanted:
-        assert word in claims
+        assert word in said
     assert {finding.verdict for finding in found} <= {"holds", "holds in part", "does not hold", "not measured"}
     # Nothing was read beyond 1,200 tokens here: what needs more is not called measured.
     by_claim = {finding.claim: finding.verdict for finding in found}
     assert by_claim["One million tokens in one pass"] == "not measured"
     assert by_claim["12 MB at 8K tokens"] == "not measured"
+
+
+def records(part, numbers, parameters=10**6):
+    return {part: {"model": {"name": "lam", "checksum": "1", "parameters": parameters}, "numbers": numbers}}
+
+
+@pytest.mark.parametrize(
+    "dev, test, verdict",
+    [
+        (0.85, 0.84, "holds"),
+        (0.8365, 0.7728, "holds in part"),
+        (0.8, 0.7, "does not hold"),
+        (None, None, "not measured"),
+    ],
+)
+def test_verdict_on_the_correlation(dev, test, verdict):
+    sets = {
+        name: {"models": {"lam": {"pearson": x, "pearson_interval": [x - 0.01, x + 0.01], "ranges": []}}}
+        for name, x in (("stsb_dev", dev), ("stsb_test", test))
+        if x is not None
+    }
+    assert claims.pearson(records("sts", {"sets": sets})).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "longest, above, process, verdict",
+    [(1_000_000, 40, 170, "holds"), (1_000_000, 40, 700, "holds in part"), (1_000_000, 400, 900, "does not hold"),
+     (100_000, 40, 170, "not measured")],
+)  # fmt: skip
+def test_verdict_on_memory(longest, above, process, verdict):
+    rows = [
+        {"tokens": n, "seconds": n / 1_000, "above_loaded_mb": above, "peak_mb": process, "finite": True}
+        for n in (128, longest)
+    ]
+    numbers = {"models": {"lam": {"rows": rows, "time_fit": None}}, "speed_ratio": []}
+    assert claims.memory(records("scaling", numbers, 20 * 2**20)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "exponent, interval, verdict",
+    [(1.0, [0.98, 1.02], "holds"), (1.6, [1.5, 1.7], "does not hold"), (1.05, [0.7, 1.4], "not measured")],
+)
+def test_verdict_on_linear_time(exponent, interval, verdict):
+    fit = {"exponent": exponent, "interval": interval, "from": 1_000, "to": 1_000_000}
+    numbers = {"models": {"lam": {"rows": [], "time_fit": fit}}, "speed_ratio": []}
+    assert claims.linear(records("scaling", numbers)).verdict == verdict
+
+
+def test_verdict_on_components_and_what_it_says_of_those_without_effect():
+    def row(name, sts, long):
+        return {"ablation": name, "stsb_dev_interval": sts, "long_text_interval": long,
+                "stsb_dev_difference": sum(sts) / 2, "long_text_difference": sum(long) / 2}  # fmt: skip
+
+    rows = [row("full model", [0, 0], [0, 0]), row("flux", [-0.02, -0.01], [-0.1, 0.1]),
+            row("decay", [-0.02, 0.01], [-0.1, 0.1]), row("exchange", [0.001, 0.003], [-0.1, 0.1])]  # fmt: skip
+    found = records("ablation_retrained", {"rows": rows})
+    finding = claims.components(found)
+    assert finding.verdict == "holds in part"
+    assert "long texts: flux; no such effect: decay, exchange" in finding.measured
+    lines = weaknesses(found)
+    assert len(lines) == 2
+    assert "decay" in lines[0] and lines[0].endswith("Contributes: no.")
+    assert "exchange" in lines[1] and "better without it" in lines[1]
+    assert claims.components(records("ablation", {"rows": rows[:2]})).verdict == "holds in part"
 
 
 def test_finished_parts_are_kept_and_the_rest_resumed_after_an_interrupt(

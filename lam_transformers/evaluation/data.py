@@ -47,15 +47,12 @@ def _pairs(name: str, hub: str, split: str) -> Source:
 SOURCES = {
     "stsb_dev": _pairs("stsb_dev", "mteb/stsbenchmark-sts", "validation"),
     "stsb_test": _pairs("stsb_test", "mteb/stsbenchmark-sts", "test"),
-    "sickr_dev": Source("sts/sickr_dev", "SICK (SemEval-2014 task 1), trial split: sentence1, sentence2, score."),
     "books": Source(
         "longdoc/books",
         "34 long public-domain books (docs/EVALUATION.md lists them; Project Gutenberg has them) as _id, title, text.",
     ),
     "leval": Source("longdoc/leval", "L4NLP/LEval on the Hub, as task, input, instructions."),
     "babi": Source("longdoc/babi", "bAbI tasks 1.2, the archive tasks_1-20_v1-2 of Weston et al. (2015)."),
-    "cranfield": Source("retrieval/cranfield", "The Cranfield collection in the BEIR layout."),
-    "cisi": Source("retrieval/cisi", "The CISI collection in the BEIR layout."),
 }
 
 

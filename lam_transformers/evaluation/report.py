@@ -11,7 +11,7 @@ from .claims import (
     CLAIMED_MEMORY_MB,
     CLAIMED_SPEED,
     TABLE_LENGTHS,
-    contributes,
+    contribution,
     findings,
     numbers_of,
     weaknesses,
@@ -299,7 +299,7 @@ def _ablation_table(numbers: dict[str, Any]) -> Table:
     rows = [
         (row["label"], f"{row['stsb_dev']:.4f}", with_interval(row["stsb_dev_difference"], row["stsb_dev_interval"], 4),
          f"{row['long_text']:.3f}", with_interval(row["long_text_difference"], row["long_text_interval"]),
-         "" if i == 0 else "yes" if contributes(row) else "no")
+         "" if i == 0 else contribution(row))
         for i, row in enumerate(numbers["rows"])
     ]  # fmt: skip
     return Table(("model", "STS-B dev", "difference", "long texts nDCG@10", "difference", "contributes"), rows)
