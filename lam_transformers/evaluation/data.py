@@ -49,7 +49,7 @@ SOURCES = {
     "stsb_test": _pairs("stsb_test", "mteb/stsbenchmark-sts", "test"),
     "books": Source(
         "longdoc/books",
-        "34 long public-domain books (docs/EVALUATION.md lists them; Project Gutenberg has them) as _id, title, text.",
+        "Long public-domain books (docs/EVALUATION.md lists 34; Project Gutenberg has them) as _id, title, text.",
     ),
     "leval": Source("longdoc/leval", "L4NLP/LEval on the Hub, as task, input, instructions."),
     "babi": Source("longdoc/babi", "bAbI tasks 1.2, the archive tasks_1-20_v1-2 of Weston et al. (2015)."),

@@ -80,16 +80,17 @@ class Encoder:
         A LAM reads in segments with carried state. A BERT takes its position table over again beyond the table's end.
         Raises ValueError for a model of another kind and more tokens than it can read.
         """
-        ids = torch.as_tensor(np.asarray(rows), dtype=torch.long)
         if self.lam is not None:
-            return _unit(np.stack([read_ids(self.lam, row).result().numpy() for row in ids.tolist()]))
+            return _unit(np.stack([read_ids(self.lam, row).result().numpy() for row in rows]))
+        ids = torch.as_tensor(np.asarray(rows), dtype=torch.long)
         features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        config = getattr(self.model[0].auto_model, "config", None)
+        config = getattr(getattr(self.model[0], "auto_model", None), "config", None)
         if getattr(config, "model_type", None) == "bert":
-            places = torch.arange(ids.shape[1]) % config.max_position_embeddings
+            places = torch.arange(ids.shape[1]) % config.max_position_embeddings  # type: ignore[union-attr]
             features |= {"position_ids": places.expand_as(ids), "token_type_ids": torch.zeros_like(ids)}
-        elif self.limit is not None and ids.shape[1] > self.limit:
-            raise ValueError(f"{self.name} reads at most {self.limit:,} tokens.")
+        elif config is None or (self.limit is not None and ids.shape[1] > self.limit):
+            most = "no token ids" if config is None else f"at most {self.limit:,} tokens"
+            raise ValueError(f"{self.name} reads {most}.")
         return _unit(self.model(features)["sentence_embedding"].float().numpy())
 
     def chunks(self, text: str, size: int) -> list[str]:

@@ -60,7 +60,8 @@ def recall_shares(
     Args:
         keys: "random": unit vectors of all directions; "alike": SiLU of those, as the model makes its keys.
         gates: beta [L, T, H], log_decay, write and read [L, T, H, 2] by name; every trial runs through all L H heads.
-            None: write strength 1, no forgetting, one memory.
+            The first token's `read` is what the memories are asked with in the end. None: write strength 1, no
+            forgetting, one memory.
 
     Returns:
         the shares [trials], and the mean cosine between what is returned and the last value [trials].
@@ -85,7 +86,7 @@ def recall_shares(
         given = {name: x[layer, : k.shape[1]].expand(trials, *[-1] * (x.ndim - 1)) for name, x in gates.items()}
         wide = [x.unsqueeze(2).expand(-1, -1, given["beta"].shape[-1], -1) for x in (k, v)]
         z = rule(q=wide[0], k=wide[0], v=wide[1], **given)[1]
-        found = F.normalize(torch.einsum("npk,nhmkv->nhpv", unit, z), dim=-1)  # both memories together
+        found = F.normalize(torch.einsum("npk,nhmkv,hm->nhpv", unit, z, gates["read"][layer, 0]), dim=-1)
         scores = found @ F.normalize(v, dim=-1).transpose(1, 2).unsqueeze(1)  # [trials, H, keys, writes]
         place = last.unsqueeze(1).unsqueeze(-1).expand(-1, scores.shape[1], -1, 1)
         shares.append((scores.argmax(-1, keepdim=True) == place).float().mean((1, 2, 3)))
@@ -102,4 +103,7 @@ def trained_gates(context, tokens: int) -> dict[str, torch.Tensor]:
     recorder = Recorder()
     with replaced_rule(recorder):
         read(lam, torch.tensor([ids]), lam.new_state(1))
-    return {name: recorder.stacked(name)[:, 0].float() for name in ("beta", "log_decay", "write", "read")}
+    gates = {name: recorder.stacked(name)[:, 0].float() for name in ("beta", "log_decay", "write", "read")}
+    # The sum of both memories, in mode space.
+    both = torch.ones(gates["read"].shape[:-1])
+    return gates | {"read": lam.layers[0].memory._to_modes(both, both)}
