@@ -11,7 +11,7 @@ from lam_transformers.evaluation.suite import Settings
 from .conftest import WORDS
 
 SMALL = Settings(
-    quick=True, resamples=40, lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100, sensitivity_lengths=(200,),
+    resamples=40, lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100, sensitivity_lengths=(200,),
     sensitivity_texts=1, facts=8, retention_lags=(1, 8, 40), probe_lengths=(120,), probe_documents=3,
     document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80, recall_pairs=(4, 16),
     recall_trials=3, babi_tasks=(1,), babi_questions=30, ablation_books=3, ablation_tokens=60, separation_pairs=10,

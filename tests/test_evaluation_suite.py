@@ -181,6 +181,13 @@ def test_verdict_on_memory(longest, above, process, verdict):
     assert claims.memory(records("scaling", numbers, 20 * 2**20)).verdict == verdict
 
 
+def test_a_million_tokens_that_failed_are_a_claim_that_does_not_hold():
+    rows = [{"tokens": 128, "seconds": 1.0, "finite": True}, {"tokens": 1_000_000, "failed": "killed by signal 9"}]
+    finding = claims.million(records("scaling", {"models": {"lam": {"rows": rows}}}))
+    assert finding.verdict == "does not hold"
+    assert "killed by signal 9" in finding.measured
+
+
 @pytest.mark.parametrize(
     "exponent, interval, verdict",
     [(1.0, [0.98, 1.02], "holds"), (1.6, [1.5, 1.7], "does not hold"), (1.05, [0.7, 1.4], "not measured")],
@@ -361,6 +368,10 @@ def test_the_readme_says_what_the_result_files_say(results, tmp_path, capsys):
     assert main([], tmp_path) == 0
     assert main(["--check"], tmp_path) == 0
     assert (tmp_path / "README.md").read_text() == f"before\n{BEGIN}\n\n{block}\n\n{END}\nafter\n"
+    record = json.loads((results / "sts.json").read_text())
+    record["settings"]["quick"] = True
+    with pytest.raises(ValueError, match="sts are of a --quick run"):
+        numbers_block({"sts": record})
     with pytest.raises(ValueError, match="pair of marks"):
         with_block("no marks", block)
 

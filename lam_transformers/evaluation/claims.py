@@ -122,6 +122,9 @@ def million(results: Results) -> Finding:
     rows = scaling_rows(results)
     if not rows:
         return Finding(claim, "scaling was not measured", OPEN)
+    every = results["scaling"]["numbers"]["models"][model_name(results)]["rows"]
+    if failed := [row for row in every if row["tokens"] >= 1_000_000 and "failed" in row]:
+        return Finding(claim, f"{failed[0]['tokens']:,} tokens: {failed[0]['failed']}", FAILS)
     last = rows[-1]
     shown = (
         f"{last['tokens']:,} tokens in {last['seconds']:,.0f} s, {last['tokens_per_second']:,.0f} tokens/s, "

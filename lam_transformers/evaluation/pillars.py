@@ -175,7 +175,7 @@ def cognitive_realism(context) -> dict[str, Any]:
         float((margins(point["scores"]["both"]) - margins(point["control"]["both"])).mean()) for point in points
     ]  # fmt: skip
     fits = curve_fits(lags, curve)
-    falls = stats.spearmanr(lags, curve, alternative="less")
+    falls = stats.kendalltau(lags, curve, method="exact", alternative="less")
     best = min(fits, key=lambda name: fits[name]["aic"])
     return {
         "statement": "Recall falls with distance as human forgetting does: by a power law or a logarithm of time.",

@@ -18,9 +18,14 @@ END = "<!-- end of numbers -->"
 
 
 def numbers_block(results: Results) -> str:
-    """Markdown of the main numbers; a sentence where nothing was measured yet."""
+    """Markdown of the main numbers; a sentence where nothing was measured yet.
+
+    Raises ValueError for results of a --quick run.
+    """
     if not results:
         return "No evaluation of released weights is committed yet."
+    if quick := [part for part, record in results.items() if record.get("settings", {}).get("quick")]:
+        raise ValueError(f"The results of {', '.join(quick)} are of a --quick run, which is not for the README.")
     ours, rows = model_name(results), []
     if numbers := numbers_of(results, "sts"):
         for name in ("stsb_dev", "stsb_test"):

@@ -42,7 +42,7 @@ class Settings:
     baseline_limit: int = 32_768
     # Long context
     sensitivity_lengths: tuple[int, ...] = (1_000, 10_000, 100_000)
-    sensitivity_texts: int = 3
+    sensitivity_texts: int = 2
     facts: int = 32
     retention_lags: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024, 4_096)
     probe_lengths: tuple[int, ...] = (512, 2_048, 8_192, 32_768)
@@ -153,7 +153,7 @@ def evaluate(
         ValueError: for an unknown part, a model that is no LAM, or a folder with results of another model.
         FloatingPointError: if the model or a baseline returns NaN or a constant vector.
     """
-    out, only = Path(out), list(only)
+    out, only, pairs = Path(out), list(only), tuple(pairs)
     if unknown := [name for name in only if name not in PARTS]:
         raise ValueError(f"There is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}.")
     for path in pairs:
@@ -171,7 +171,7 @@ def evaluate(
                 f"{out} holds results of another model ({found['model']['name']}, {found['model']['checksum'][:12]}); "
                 f"this is {record['name']}, {record['checksum'][:12]}. Give another folder."
             )
-    context = Context(ours, [], data, settings, tuple(pairs), {ours.name: model}, say)
+    context = Context(ours, [], data, settings, pairs, {ours.name: model}, say)
     for name in baselines:
         encoder = load_encoder(name)
         encoder.name = model_record(name, encoder)["name"]
