@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lam_transformers import delta_rule_lam
 from lam_transformers.delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
 
 from .helpers import (
@@ -373,3 +374,33 @@ def test_the_rule_on_cuda_agrees_with_the_reference_on_the_cpu(rule):
     got = rule(**{n: x.cuda() for n, x in inputs.items()}, cu_seqlens=bounds.cuda())
     for name, x, y in zip(("o", "state"), got, want, strict=True):
         assert_close_rms(name, x.cpu(), y, 1e-5)
+
+
+@pytest.mark.parametrize("block", [5, 32])
+@pytest.mark.parametrize("with_state", [False, True], ids=["no state", "state"])
+def test_the_blocks_that_are_worked_on_at_once_change_nothing(monkeypatch, block, with_state):
+    monkeypatch.setattr(delta_rule_lam, "_BLOCK_TOKENS", block)
+    for inputs, bounds in (
+        (rule_inputs(3, 17, with_state=with_state), None),
+        (rule_inputs(1, 50, texts=6, with_state=with_state), torch.tensor([0, 3, 3, 10, 11, 48, 50])),
+        (rule_inputs(1, 24, texts=3, with_state=with_state), torch.tensor([0, 8, 16, 24])),
+    ):
+        want = run_with_gradients(recurrent_dual_delta_rule, inputs, cu_seqlens=bounds)
+        for size in (None, 4):
+            got = run_with_gradients(chunk_dual_delta_rule, inputs, cu_seqlens=bounds, chunk_size=size)
+            assert_same_results(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 64])
+@pytest.mark.parametrize("with_state", [False, True], ids=["no state", "state"])
+def test_the_inverse_is_the_same_by_substitution_and_by_products(monkeypatch, threads, with_state):
+    """Few threads take LAPACK's substitution, many take products."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for inputs in (rule_inputs(time=70, with_state=with_state), identical_keys(33, with_state)):
+        for dtype, bound in BOUNDS.items():
+            inputs = cast(inputs, dtype)
+            want = run_with_gradients(recurrent_dual_delta_rule, inputs)
+            for size in (None, 23, 64):
+                got = run_with_gradients(chunk_dual_delta_rule, inputs, chunk_size=size)
+                skip = ["gradient of log_decay"] if dtype == torch.float32 else []
+                assert_same_results(got, want, bound, skip)
