@@ -265,7 +265,7 @@ class _UnitLowerInverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a):
         # LAPACK's substitution is faster on a few threads, but takes one matrix after the other and cannot be exported.
-        if a.device.type == "cpu" and torch.get_num_threads() < 4 and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and a.device.type == "cpu" and torch.get_num_threads() < 4:
             identity = torch.eye(a.shape[-1], dtype=a.dtype).expand_as(a)
             inverse = torch.linalg.solve_triangular(a, identity, upper=False, unitriangular=True)
         else:

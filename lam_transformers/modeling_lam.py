@@ -127,7 +127,8 @@ class LAMMemory(nn.Module):
         log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
         psi = self.flux(q, k).to(q.dtype)
         read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
-        o, memory = dual_delta_rule(
+        rule = (None if kernels is None else kernels.memory_rule(self, projected)) or dual_delta_rule
+        o, memory = rule(
             q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
             write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
             state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
@@ -276,7 +277,7 @@ class LAMModel(LAMPreTrainedModel):
 
     @property
     def backend(self) -> str:
-        """Which implementation of the memory runs: "native" (lam_transformers.kernels) or "torch"."""
+        """Which implementation of the memory runs: "native" or "fla" (lam_transformers.kernels), or "torch"."""
         weight = self.layers[0].memory.in_proj.weight
         return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
 

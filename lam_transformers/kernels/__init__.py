@@ -1,9 +1,11 @@
 """Optional accelerators of the memory layer, and which one runs.
 
 "native" is a compiled loop for CPUs (lam_memory.c), built when the package is installed where there is a C compiler.
-"torch" is the model's own code and always there. The choice is made in every call of a memory layer: native where it
-applies, torch otherwise. The environment variable LAM_BACKEND, or `use_backend`, forces one of them; a forced backend
-that cannot run is an error, never a silent fall back.
+"fla" is the memory rule by flash-linear-attention's kernels, on CUDA devices where that is installed; the rest of the
+layer is torch's. "torch" is the model's own code and always there. The choice is made in every call of a memory layer:
+native or fla where they apply, torch otherwise, and torch in what torch.compile or torch.export trace. The environment
+variable LAM_BACKEND, or `use_backend`, forces one of them; a forced backend that cannot run is an error, never a silent
+fall back.
 """
 
 import contextlib
@@ -14,20 +16,21 @@ from contextvars import ContextVar
 
 import torch
 
-from . import native
+from . import fla, native
 
 logger = logging.getLogger(__name__)
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "fla", "torch")
 _forced: ContextVar[str | None] = ContextVar("lam_backend", default=None)
 
 
 def available() -> list[str]:
     """The backends that this installation has."""
-    return [*(["native"] if native.library() else []), "torch"]
+    return [*(["native"] if native.library() else []), *([] if fla.why_missing() else ["fla"]), "torch"]
 
 
+@torch.compiler.assume_constant_result
 def requested() -> str:
-    """What `use_backend` or LAM_BACKEND asks for: "auto", "native" or "torch".
+    """What `use_backend` or LAM_BACKEND asks for: "auto", "native", "fla" or "torch".
 
     Raises ValueError for an unknown name in LAM_BACKEND.
     """
@@ -64,13 +67,16 @@ def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | No
 def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that inference of this `LAMMemory` takes. Raises RuntimeError if a forced one cannot."""
     name = requested()
-    if name == "torch":
+    if name == "torch" or (name == "auto" and torch.compiler.is_compiling()):
         return "torch"
-    reason = why_not_native(memory, dtype, device)
+    if torch.compiler.is_compiling():
+        raise RuntimeError(f"The {name} backend was asked for, but only torch's own code can be compiled or exported.")
+    forced, name = name != "auto", name if name != "auto" else "fla" if device.type == "cuda" else "native"
+    reason = (fla.why_not if name == "fla" else why_not_native)(memory, dtype, device)
     if reason is None:
-        return "native"
-    if name == "native":
-        raise RuntimeError(f"The native backend was asked for, but {reason}.")
+        return name
+    if forced:
+        raise RuntimeError(f"The {name} backend was asked for, but {reason}.")
     _log_once(reason)
     return "torch"
 
@@ -81,7 +87,7 @@ _logged: set[str] = set()
 def _log_once(reason: str) -> None:
     if reason not in _logged:
         _logged.add(reason)
-        logger.info("LAM runs in pure torch; the native kernel does not apply: %s.", reason)
+        logger.info("LAM runs in pure torch; the accelerator does not apply: %s.", reason)
 
 
 def memory_layer(memory, projected, texts, state, conv):
@@ -100,7 +106,7 @@ def memory_layer(memory, projected, texts, state, conv):
 
     Raises RuntimeError if a backend was forced that cannot run.
     """
-    if backend_of(memory, projected.dtype, projected.device) == "torch":
+    if backend_of(memory, projected.dtype, projected.device) != "native":
         return None
     carries = state is not None or conv is not None
     differentiable = torch.is_grad_enabled() and (projected.requires_grad or memory.norm_weight.requires_grad)
@@ -109,3 +115,11 @@ def memory_layer(memory, projected, texts, state, conv):
             raise RuntimeError("The native backend was asked for, but it has no gradients through a carried state.")
         return None
     return native.memory_layer(memory, projected, texts, state, conv, differentiable)
+
+
+def memory_rule(memory, x):
+    """The memory rule for a layer that runs in torch: fla's, or None for the model's own.
+
+    x: what the layer's first projection gave. Raises RuntimeError if a backend was forced that cannot run.
+    """
+    return fla.dual_delta_rule if backend_of(memory, x.dtype, x.device) == "fla" else None

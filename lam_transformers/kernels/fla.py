@@ -1,0 +1,90 @@
+"""The memory rule by flash-linear-attention's kernels (fla), on CUDA devices, for training and inference.
+
+In mode space the coupled pair of memories is two independent gated delta rules (docs/ALGORITHM.md), so all of the rule
+maps exactly: 2 H value heads that share H heads of q and k, value head 2 h + i for mode i of head h. What is computed
+before and after (convolution, flux, decays, output norm and gate) stays torch's.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+
+import torch
+from packaging.version import Version
+
+OLDEST = Version("0.6.0")  # whose interface is used: value heads that share q and k, [B, T, H, ...], state [N, H, K, V]
+
+
+@functools.cache
+def why_missing() -> str | None:
+    """Why this installation cannot run fla at all, or None if it can."""
+    try:
+        found = Version(importlib.metadata.version("fla-core"))
+    except importlib.metadata.PackageNotFoundError:
+        return "flash-linear-attention is not installed (the extra `fla`)"
+    if found < OLDEST:
+        return f"fla-core {found} is older than {OLDEST}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    try:
+        load()
+    except Exception as error:  # triton raises all kinds where it does not fit the driver
+        return f"flash-linear-attention cannot be imported: {error}"
+    return None
+
+
+@functools.cache
+def load() -> Callable:
+    """fla's `chunk_gated_delta_rule`. Raises ImportError where fla is missing."""
+    return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+
+
+def why_not(memory, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why fla cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
+    if device.type != "cuda":
+        return f"flash-linear-attention runs on CUDA, the model is on {device}"
+    if dtype == torch.float64:
+        return "flash-linear-attention computes in float32 or less, the model in torch.float64"
+    if memory.width > 256:
+        return f"flash-linear-attention knows heads of at most 256, the model has {memory.width}"
+    return why_missing()
+
+
+def dual_delta_rule(
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `delta_rule_lam.dual_delta_rule`; `chunk_size` is accepted and ignored.
+
+    q, k and v enter the kernels in autocast's dtype where it is on, and in v's otherwise; sums, decays and the state
+    are float32. Products of float32 numbers follow triton's setting, TF32 where the device has it.
+    """
+    batch, time, heads, width = q.shape
+    texts = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    if time == 0:
+        empty = v.new_zeros(texts, heads, 2, width, v.shape[-1], dtype=torch.float32)
+        return v, empty if state is None else state.float()
+    device = q.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
+    with torch.autocast(device, enabled=False):
+        bounds, initial, real = cu_seqlens, None if state is None else state.float().flatten(1, 2), None
+        if cu_seqlens is not None and bool((cu_seqlens.diff() == 0).any()):
+            # fla numbers the texts by their chunks: an empty one has none.
+            real = cu_seqlens.diff().nonzero().squeeze(1)
+            bounds, initial = cu_seqlens.unique_consecutive(), None if initial is None else initial[real]
+        o, last = load()(
+            q.to(dtype),
+            k.to(dtype),
+            (write.unsqueeze(-1) * v.unsqueeze(3)).flatten(2, 3).to(dtype),  # [B, T, 2 H, V]
+            log_decay.float().flatten(2, 3),
+            beta.float().repeat_interleave(2, dim=2),
+            scale=1.0,
+            initial_state=None if initial is None else initial.contiguous(),
+            output_final_state=True,
+            cu_seqlens=None if bounds is None else bounds.long(),
+        )
+        if real is not None:
+            whole = last.new_zeros(texts, *last.shape[1:]) if state is None else state.float().flatten(1, 2)
+            last = whole.index_copy(0, real, last)
+        o = (read.unsqueeze(-1) * o.unflatten(2, (heads, 2))).sum(3)
+    return o.to(v.dtype), last.unflatten(1, (heads, 2))
