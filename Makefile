@@ -46,7 +46,7 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,evaluate,dev,frameworks,bulk,ray]"
+	$(PIP) install -q -c constraints.txt -e ".[train,evaluate,dev,frameworks,bulk,ray,onnx,int8]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.

@@ -27,7 +27,7 @@ def _clear_errors() -> Iterator[None]:
     """What a user can mend is said in one line; anything else keeps its traceback."""
     try:
         yield
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, ImportError) as error:
         console.print(f"[red]lam:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
@@ -68,6 +68,21 @@ def export(
 
         text = None if card is None else card.read_text(encoding="utf-8")
         export_model(source, out, torch.float32 if float32 else torch.float16, text, stock)
+        console.print(f"Wrote {out}.")
+
+
+@app.command()
+def export_onnx(
+    source: Annotated[Path, typer.Argument(help="LAM folder.")],
+    out: Annotated[Path, typer.Argument(help="File to write, such as lam.onnx.")],
+    tokens: Annotated[int, typer.Option(help="Tokens of each text in one segment.")] = 128,
+    batch: Annotated[int, typer.Option(help="Texts in one segment.")] = 1,
+) -> None:
+    """Write one segment, with its state in and out, as ONNX."""
+    with _clear_errors(), console.status(f"Exporting {source}"):
+        from .conversion.onnx import export_onnx
+
+        export_onnx(source, out, batch, tokens)
         console.print(f"Wrote {out}.")
 
 

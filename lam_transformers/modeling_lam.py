@@ -113,11 +113,14 @@ class LAMMemory(nn.Module):
 
         texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
         """
-        size, heads = x.shape[-1], self.heads
-        projected = self.in_proj(x)
+        return self.read(self.in_proj(x), texts, memory, conv)
+
+    def read(self, projected, texts, memory=None, conv=None):
+        """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
+        size, heads = self.heads * self.width, self.heads
         if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
             y, memory, conv = done
-            return self.out_proj(y.to(x.dtype)), memory, conv
+            return self.out_proj(y.to(projected.dtype)), memory, conv
         qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
         qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
         q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
@@ -136,7 +139,7 @@ class LAMMemory(nn.Module):
         o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
         if self.gate_size:
             o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
-        return self.out_proj(o.to(x.dtype)), memory, conv
+        return self.out_proj(o.to(projected.dtype)), memory, conv
 
     def _to_modes(self, fast, slow):
         """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
