@@ -26,6 +26,7 @@ _PUBLIC = {
     "chunk_dual_delta_rule": "delta_rule_lam",
     "dual_delta_rule": "delta_rule_lam",
     "late_chunks": "encoding",
+    "quantize": "quantization",
     "recurrent_dual_delta_rule": "delta_rule_lam",
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "chunk_dual_delta_rule",
     "dual_delta_rule",
     "late_chunks",
+    "quantize",
     "recurrent_dual_delta_rule",
 ]
 
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from .encoding import Chunk, LAMEncoder, LAMSession, late_chunks
     from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
     from .modeling_lam_published import LAMPublishedModel
+    from .quantization import quantize
     from .sentence_transformers_module import LAMTransformer
     from .state_lam import LAMState
 

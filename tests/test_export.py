@@ -63,7 +63,9 @@ def test_onnxruntime_gives_the_models_embeddings(tiny_folder, texts, wanted, tmp
     onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     path = tmp_path / "out" / "lam.onnx"
-    done = CliRunner().invoke(app, ["export-onnx", str(tiny_folder), str(path), "--tokens", str(TOKENS), "--batch", "2"])
+    done = CliRunner().invoke(
+        app, ["export-onnx", str(tiny_folder), str(path), "--tokens", str(TOKENS), "--batch", "2"]
+    )
     assert done.exit_code == 0, done.output
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     got = torch.from_numpy(embed_segments(session, [ids.tolist() for ids in texts]))
