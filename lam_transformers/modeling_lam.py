@@ -289,7 +289,7 @@ class LAMModel(LAMPreTrainedModel):
         digest = hashlib.sha256()
         for layer in self.layers:
             memory = layer.memory
-            first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
+            first = memory.in_proj.weight.detach().dequantize()[:, 0]  # a quantised weight has no columns
             for x in (first, memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
                 digest.update(x.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
