@@ -31,6 +31,8 @@ from torch.nn import functional as F
 
 # Inverses are squared only inside blocks of this width: repeated squaring over more loses float32 when keys repeat.
 _BLOCK = 8
+# Tokens that are worked on at once: what lies between two products then stays near the processor.
+_BLOCK_TOKENS = 1024
 
 
 def recurrent_dual_delta_rule(
@@ -88,30 +90,17 @@ def chunk_dual_delta_rule(
     Args, shapes and return value: see the module. Raises ValueError as the reference does.
     """
     check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
-    out_dtype, dtype = v.dtype, _compute_dtype(v)
-    batch, time = q.shape[:2]
+    if q.shape[1] == 0:
+        return v, _first_state(state, q, v, len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
     with torch.autocast(q.device.type, enabled=False):
-        tokens = {n: x.to(dtype) for n, x in _named(q, k, v, beta, log_decay, write, read)}
-        if q.shape[1] == 0:
-            return v, _first_state(state, q, v, batch if cu_seqlens is None else len(cu_seqlens) - 1)
+        dtype = _compute_dtype(v)
+        tokens = [x.to(dtype) for x in (q, k, v, beta, log_decay, write, read)]
+        state = None if state is None else state.to(dtype)
         if cu_seqlens is None:
-            size = chunk_size or default_chunk_size(time)
-            steps = -(-time // size)
-            chunks = {n: _dense_to_chunks(x, steps, size) for n, x in tokens.items()}
-            o, z = _scan_chunks(**chunks, state=state, active=[batch] * steps)
-            o = o.view(steps, batch, size, *o.shape[2:]).transpose(0, 1).reshape(batch, steps * size, *o.shape[2:])
-            return o[:, :time].to(out_dtype), z
-        lengths = cu_seqlens.diff().cpu()
-        size = chunk_size or default_chunk_size(int(lengths.max()))
-        source, place, order, active = _packed_layout(cu_seqlens.cpu(), lengths, size)
-        source, place, order = source.to(q.device), place.to(q.device), order.to(q.device)
-        # Row `time` is a row of zeros: a padding step writes nothing, forgets nothing and is read by nobody.
-        chunks = {n: F.pad(x[0], (0, 0) * (x.ndim - 2) + (0, 1))[source] for n, x in tokens.items()}
-        o, z = _scan_chunks(**chunks, state=None if state is None else state[order], active=active)
-        if len(z) < len(order):  # empty texts of a row without a state
-            z = torch.cat([z, z.new_zeros(len(order) - len(z), *z.shape[1:])])
-        z = z[torch.argsort(order)]
-        return o.flatten(0, 1)[place].unsqueeze(0).to(out_dtype), z
+            o, z = _scan_batch(tokens, state, chunk_size)
+        else:
+            o, z = _scan_packed(tokens, state, cu_seqlens.cpu(), chunk_size)
+        return o.to(v.dtype), z
 
 
 def dual_delta_rule(
@@ -135,65 +124,127 @@ def default_chunk_size(longest: int) -> int:
     return max(-(-longest // max(chunks, 1)), 1)
 
 
-def _scan_chunks(q, k, v, beta, log_decay, write, read, state, active):
-    """All chunks at once inside, one step after the other between them.
+def _scan_batch(tokens, state, chunk_size):
+    """The rule on tokens [B, T, ...], a block of rows or of time after the other so that each stays in the cache."""
+    batch, time = tokens[0].shape[:2]
+    rows, width = max(_BLOCK_TOKENS // time, 1), min(time, _BLOCK_TOKENS)
+    outputs, states = [], []
+    for row in range(0, batch, rows):
+        z = None if state is None else state[row : row + rows]
+        row_outputs = []
+        for start in range(0, time, width):
+            block = [x[row : row + rows, start : start + width] for x in tokens]
+            size = chunk_size or default_chunk_size(block[0].shape[1])
+            o, z = _scan_chunks(*block, state=z, size=size)
+            row_outputs.append(o)
+        outputs.append(_cat(row_outputs, 1))
+        states.append(z)
+    return _cat(outputs, 0), _cat(states, 0)
 
-    Chunks [M, C, H, ...] stand step by step: first those of step 0, one a text, then those of step 1, and so on.
-    active[j] texts have a chunk at step j, always the first ones. Returns o [M, C, H, V] and the last states.
+
+def _scan_packed(tokens, state, cu_seqlens, chunk_size):
+    """The rule on a packed row [1, T, ...]: texts of like length are laid side by side, the shorter ones padded.
+
+    A padding step writes nothing, forgets nothing and is read by nobody.
     """
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [M, H, C, K] and [M, H, C, V]
-    beta = beta.transpose(1, 2)  # [M, H, C]
-    log_decay, write, read = (x.permute(0, 2, 3, 1) for x in (log_decay, write, read))  # [M, H, 2, C]
-    decay = _DecayMatrix.apply(log_decay)  # [M, H, 2, C, C]
+    lengths, device = cu_seqlens.diff(), tokens[0].device
+    if len(lengths) * int(lengths.max()) == int(cu_seqlens[-1]):  # all of one length: nothing to pad or to sort
+        o, z = _scan_batch([x.unflatten(1, (len(lengths), -1)).squeeze(0) for x in tokens], state, chunk_size)
+        return o.flatten(0, 1).unsqueeze(0), z
+    order = torch.argsort(lengths, descending=True, stable=True)
+    total = int(cu_seqlens[-1])
+    place = torch.empty(total, dtype=torch.long)
+    padded = [F.pad(x[0], (0, 0) * (x.ndim - 2) + (0, 1)) for x in tokens]  # row `total` is a row of zeros
+    outputs, states, first, written = [], [], 0, 0
+    while first < len(order):
+        longest = max(int(lengths[order[first]]), 1)
+        texts = order[first : first + max(_BLOCK_TOKENS // longest, 1)]
+        offset = torch.arange(longest)
+        real = offset < lengths[texts].unsqueeze(1)
+        source = torch.where(real, cu_seqlens[texts].unsqueeze(1) + offset, total)  # [texts, longest]
+        place[source[real]] = written + real.flatten().nonzero().squeeze(1)
+        source, texts = source.to(device), texts.to(device)
+        o, z = _scan_batch([x[source] for x in padded], None if state is None else state[texts], chunk_size)
+        outputs.append(o.flatten(0, 1))
+        states.append(z)
+        first, written = first + len(texts), written + source.numel()
+    return _cat(outputs, 0)[place.to(device)].unsqueeze(0), _cat(states, 0)[torch.argsort(order).to(device)]
+
+
+def _cat(parts, dim):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size):
+    """[B, T, H, ...] in chunks of `size` tokens: all at once inside, one after the other between them.
+
+    Inside, modes and heads come first, then texts and chunks (S chunks a text): [2, H, B, S, C, ...], so that the
+    matrices of one step are a view.
+    """
+    batch, time, heads = beta.shape
+    steps = -(-time // size)
+    q, k, v, beta = (_to_chunks(x, steps, size).contiguous() for x in (q, k, v, beta))
+    log_decay, write, read = (
+        _to_chunks(x, steps, size).movedim(-1, 0).contiguous() for x in (log_decay, write, read)
+    )  # [2, H, B, S, C]
+    decay = _DecayMatrix.apply(log_decay)  # [2, H, B, S, C, C]
     beta_k = beta.unsqueeze(-1) * k
-    overlap = (beta_k @ k.transpose(-1, -2)).unsqueeze(2) * decay
-    inverse = _UnitLowerInverse.apply(overlap)  # [M, H, 2, C, C]
-    value = inverse @ ((beta.unsqueeze(2) * write).unsqueeze(-1) * v.unsqueeze(2))  # U [M, H, 2, C, V]
-    score = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay  # [M, H, 2, C, C]
-    to_end = decay[..., -1, :, None] * k.unsqueeze(2)  # exp(G_C - G_s) k_s [M, H, 2, C, K]
-    if len(active) > 1 or state is not None:
-        from_start = log_decay.cumsum(-1).exp().unsqueeze(-1)  # exp(G) [M, H, 2, C, 1]
-        key = inverse @ (from_start * beta_k.unsqueeze(2))  # W [M, H, 2, C, K]
-        query = from_start * q.unsqueeze(2)
-        chunk_decay = from_start[..., -1:, :]  # exp(G_C) [M, H, 2, 1, 1]
-    z: torch.Tensor | None = None if state is None else state.to(q.dtype)
-    outputs: list[torch.Tensor] = []
-    finished: list[torch.Tensor] = []
-    first = 0
-    for count in active:
-        s = slice(first, first + count)
+    transposed = k.transpose(-1, -2)
+    inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
+    score = (q @ transposed) * decay
+    value = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
+    to_end = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
+    inverse, score, value, to_end = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
+    z = None if state is None else state.permute(2, 1, 0, 3, 4).flatten(0, 2)  # [2 H B, K, V]
+    ready = 1 if z is None else 0  # chunks that no state comes into
+    if steps > ready:
+        from_start = log_decay[..., ready:, :].cumsum(-1).exp().unsqueeze(-1)  # exp(G) [2, H, B, S, C, 1]
+        key, query = from_start * beta_k[..., ready:, :, :], from_start * q[..., ready:, :, :]  # [2, H, B, S, C, K]
+        key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
+    # Without gradients a product is added in place.
+    add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
+    outputs = []
+    for j in range(steps):
         if z is None:
-            new, o = value[s], score[s] @ value[s]
-            z = to_end[s].transpose(-1, -2) @ new
+            new = torch.bmm(inverse[j], value[j])
+            o, z = torch.bmm(score[j], new), torch.bmm(to_end[j], new)
         else:
-            if len(z) > count:
-                finished.append(z[count:])
-                z = z[:count]
-            new = value[s] - key[s] @ z
-            o = query[s] @ z + score[s] @ new
-            z = chunk_decay[s] * z + to_end[s].transpose(-1, -2) @ new
-        outputs.append((read[s].unsqueeze(-1) * o).sum(2).transpose(1, 2))
-        first += count
-    if finished and z is not None:
-        z = torch.cat([z, *reversed(finished)])
-    return torch.cat(outputs) if len(outputs) > 1 else outputs[0], z
+            i = j - ready
+            new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[i], z, alpha=-1))
+            o = add_product(torch.bmm(query[i], z), score[j], new)
+            z = add_product(forget[i] * z, to_end[j], new)
+        outputs.append(o)
+    o = torch.stack(outputs, 1) if steps > 1 else outputs[0]
+    fast, slow = o.view(2, heads, batch, steps, size, -1).unbind(0)
+    read_fast, read_slow = read.unsqueeze(-1).unbind(0)
+    o = torch.addcmul(read_fast * fast, read_slow, slow)  # [H, B, S, C, V]
+    o = o.flatten(2, 3)[:, :, :time].permute(1, 2, 0, 3)
+    assert z is not None
+    return o, z.unflatten(0, (2, heads, batch)).permute(2, 1, 0, 3, 4)
+
+
+def _to_chunks(x, steps, size):
+    """[B, T, H, ...] -> [H, B, S, C, ...]; zeros fill the last chunk."""
+    if x.shape[1] < steps * size:
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps * size - x.shape[1]))
+    return x.unflatten(1, (steps, size)).movedim(3, 0)
 
 
 class _DecayMatrix(torch.autograd.Function):
     """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C].
 
-    The running sum is float64 where the device has it: a difference of two large float32 sums would lose the digits of
-    a small one behind a strong forgetting. Backward sums D * grad over t >= r > s for each r instead of keeping five
-    more matrices alive.
+    The running sum is float64 where the device has it, and is subtracted in two halves: a difference of two large
+    float32 sums would lose the digits of a small one behind a strong forgetting. Backward sums D * grad over
+    t >= r > s for each r instead of keeping five more matrices alive.
     """
 
     @staticmethod
     def forward(ctx, log_decay):
         total = log_decay.to(torch.float32 if log_decay.device.type == "mps" else torch.float64).cumsum(-1)
-        decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(log_decay.dtype)
-        size = log_decay.shape[-1]
-        above = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu_(1)
-        decay = decay.masked_fill_(above, -torch.inf).exp_()
+        high = total.to(log_decay.dtype)
+        low = (total - high).to(log_decay.dtype)
+        exponent = (high.unsqueeze(-1) - high.unsqueeze(-2)).add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
+        decay = exponent.clamp_max_(0).exp_().tril_()  # exp is ten times slower for -inf
         ctx.save_for_backward(decay)
         return decay
 
@@ -213,7 +264,12 @@ class _UnitLowerInverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, a):
-        inverse = _unit_lower_inverse(a)
+        # LAPACK's substitution is faster on a few threads, but takes one matrix after the other and cannot be exported.
+        if not torch.compiler.is_compiling() and a.device.type == "cpu" and torch.get_num_threads() < 4:
+            identity = torch.eye(a.shape[-1], dtype=a.dtype).expand_as(a)
+            inverse = torch.linalg.solve_triangular(a, identity, upper=False, unitriangular=True)
+        else:
+            inverse = _unit_lower_inverse(a)
         ctx.save_for_backward(inverse)
         return inverse
 
@@ -260,33 +316,6 @@ def _diagonal_blocks(a, width):
     """[..., C, C] -> [..., C / width, width, width]"""
     blocks = a.unflatten(-1, (-1, width)).unflatten(-3, (-1, width))
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
-def _dense_to_chunks(x, steps, size):
-    """[B, T, ...] -> [steps * B, C, ...], step by step, padded with zeros."""
-    x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps * size - x.shape[1]))
-    return x.unflatten(1, (steps, size)).transpose(0, 1).flatten(0, 1)
-
-
-def _packed_layout(cu_seqlens, lengths, size):
-    """Where the chunks of a packed row take their tokens from, and where the tokens find their outputs.
-
-    Returns source [M, C] (token of each place, or T for a padding step), place [T] (flat place of each token), order
-    [N] (texts by falling number of chunks) and the list of texts active at each step.
-    """
-    steps = -(-lengths // size)
-    order = torch.argsort(steps, descending=True, stable=True)
-    most = max(int(steps.max()), 1)
-    active = (steps.unsqueeze(0) > torch.arange(most).unsqueeze(1)).sum(1)  # [most]
-    step = torch.repeat_interleave(torch.arange(most), active)  # [M]
-    text = order[torch.arange(len(step)) - (active.cumsum(0) - active)[step]]
-    offset = step.unsqueeze(1) * size + torch.arange(size)  # [M, C]
-    real = offset < lengths[text].unsqueeze(1)
-    total = int(cu_seqlens[-1])
-    source = torch.where(real, cu_seqlens[text].unsqueeze(1) + offset, total)
-    place = torch.empty(total, dtype=torch.long)
-    place[source[real]] = torch.arange(source.numel()).view_as(source)[real]
-    return source, place, order, active.tolist()
 
 
 def _named(q, k, v, beta, log_decay, write, read):

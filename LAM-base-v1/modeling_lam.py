@@ -81,9 +81,11 @@ class ResonanceFlux(nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         resonance = (torch.einsum("...hk,hkj->...hj", q, self.bilinear.to(q.dtype)) * k).sum(-1) / self.temperature
-        features = torch.cat([q, k, resonance.unsqueeze(-1).to(q.dtype)], dim=-1)
-        hidden = self.in_proj(features.to(self.in_proj.weight.dtype))
-        return torch.sigmoid(self.out_proj(F.silu(hidden)).squeeze(-1))
+        # in_proj of [q, k, resonance], without putting the three together.
+        weight, width = self.in_proj.weight, q.shape[-1]
+        q, k, resonance = (x.to(weight.dtype) for x in (q, k, resonance.unsqueeze(-1)))
+        hidden = F.linear(q, weight[:, :width], self.in_proj.bias) + F.linear(k, weight[:, width:-1])
+        return torch.sigmoid(self.out_proj(F.silu(torch.addcmul(hidden, resonance, weight[:, -1]))).squeeze(-1))
 
 
 class LAMMemory(nn.Module):
@@ -111,11 +113,14 @@ class LAMMemory(nn.Module):
 
         texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
         """
-        size, heads = x.shape[-1], self.heads
-        projected = self.in_proj(x)
+        return self.read(self.in_proj(x), texts, memory, conv)
+
+    def read(self, projected, texts, memory=None, conv=None):
+        """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
+        size, heads = self.heads * self.width, self.heads
         if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
             y, memory, conv = done
-            return self.out_proj(y.to(x.dtype)), memory, conv
+            return self.out_proj(y.to(projected.dtype)), memory, conv
         qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
         qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
         q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
@@ -125,7 +130,8 @@ class LAMMemory(nn.Module):
         log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
         psi = self.flux(q, k).to(q.dtype)
         read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
-        o, memory = dual_delta_rule(
+        rule = (None if kernels is None else kernels.memory_rule(self, projected)) or dual_delta_rule
+        o, memory = rule(
             q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
             write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
             state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
@@ -133,29 +139,41 @@ class LAMMemory(nn.Module):
         o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
         if self.gate_size:
             o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
-        return self.out_proj(o.to(x.dtype)), memory, conv
+        return self.out_proj(o.to(projected.dtype)), memory, conv
 
     def _to_modes(self, fast, slow):
         """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
         return torch.stack([self.cos * fast - self.sin * slow, self.sin * fast + self.cos * slow], dim=-1)
 
     def _convolve(self, z, texts, before):
-        """Causal depthwise convolution of z [B, T, 3 D] within each text; `before` holds the inputs ahead of it."""
-        kernel = self.conv1d.weight.shape[-1]
+        """Causal depthwise convolution of z [B, T, 3 D] within each text, and the last inputs, for what follows.
+
+        before: [B, kernel - 1, 3 D], the inputs ahead of each text; without it a packed row gives no last inputs.
+        """
+        taps = self.conv1d.weight.shape[-1]
+        if before is not None:
+            before = before.to(z.dtype)
         if texts is None:
-            z = F.pad(z, (0, 0, kernel - 1, 0)) if before is None else torch.cat([before.to(z.dtype), z], dim=1)
-            after = z[:, z.shape[1] - kernel + 1 :]
-        else:
-            rows = z.new_zeros(len(texts.lengths), kernel - 1, z.shape[-1]) if before is None else before.to(z.dtype)
-            z = torch.cat([z[0], rows.flatten(0, 1)]).index_select(0, texts.conv_source)
-            after = z[texts.conv_after]
-            z = z.unsqueeze(0)
+            z = F.pad(z, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, z], dim=1)
+            return self._depthwise(z), z[:, z.shape[1] - taps + 1 :]
+        if not texts.total:
+            return z, before
+        # The row as if it were one text; then the first tokens of each text, behind what stands before them.
+        y = self._depthwise(F.pad(z, (0, 0, taps - 1, 0)))
+        if taps == 1:
+            return y, before
+        first = z[0, texts.first]  # [N, kernel - 1, 3 D]
+        first = F.pad(first, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, first], dim=1)
+        y[0, texts.first[texts.first_real]] = self._depthwise(first)[texts.first_real]
+        return y, None if before is None else torch.cat([z[0], before.flatten(0, 1)])[texts.last]
+
+    def _depthwise(self, z):
+        """z [B, T + kernel - 1, 3 D] -> [B, T, 3 D]"""
         # A 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
         image = z.transpose(1, 2).unsqueeze(2)  # [B, 3 D, 1, T + kernel - 1]
         with torch.autocast(z.device.type, enabled=False):
             y = F.conv2d(image, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=image.shape[1])
-        y = y.squeeze(2).transpose(1, 2)
-        return y if texts is None else y.index_select(1, texts.conv_place), after
+        return y.squeeze(2).transpose(1, 2)
 
 
 class LAMFeedForward(nn.Module):
@@ -262,7 +280,7 @@ class LAMModel(LAMPreTrainedModel):
 
     @property
     def backend(self) -> str:
-        """Which implementation of the memory runs: "native" (lam_transformers.kernels) or "torch"."""
+        """Which implementation of the memory runs: "native" or "fla" (lam_transformers.kernels), or "torch"."""
         weight = self.layers[0].memory.in_proj.weight
         return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
 
@@ -271,7 +289,8 @@ class LAMModel(LAMPreTrainedModel):
         digest = hashlib.sha256()
         for layer in self.layers:
             memory = layer.memory
-            for x in (memory.in_proj.weight[:, 0], memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
+            first = memory.in_proj.weight.detach().dequantize()[:, 0]  # a quantised weight has no columns
+            for x in (first, memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
                 digest.update(x.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -383,7 +402,7 @@ class LAMModel(LAMPreTrainedModel):
 def _unit(x: torch.Tensor) -> torch.Tensor:
     """x / |x| over the last dimension, float32 or wider, epsilon inside the root."""
     x = x if x.dtype == torch.float64 else x.float()
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() + 1e-6)
 
 
 LAMConfig.register_for_auto_class()

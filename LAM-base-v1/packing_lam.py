@@ -14,14 +14,14 @@ class PackedTexts:
         self.lengths, self.kernel, self.cu_seqlens, self.total = lengths, kernel, cu_seqlens, int(cu_seqlens[-1])
         count, before, device, total = len(lengths), kernel - 1, lengths.device, self.total
         self.index = torch.repeat_interleave(torch.arange(count, device=device), lengths, output_size=total)
-        # In the convolution's input each text stands behind `before` rows of its own.
-        self.conv_place = torch.arange(total, device=device) + before * self.index  # of a token's output
-        self.conv_source = torch.empty(total + before * count, dtype=torch.long, device=device)
-        rows = torch.arange(before, device=device)
-        ahead = cu_seqlens[:-1, None] + before * torch.arange(count, device=device)[:, None] + rows
-        self.conv_source[ahead.flatten()] = total + torch.arange(before * count, device=device)
-        self.conv_source[self.conv_place + before] = torch.arange(total, device=device)
-        self.conv_after = ahead + lengths[:, None]  # [N, before]
+        # The first `before` tokens of each text, and which of them are its own and no later text's.
+        step = torch.arange(before, device=device)
+        self.first = (cu_seqlens[:-1, None] + step).clamp(max=max(total - 1, 0))  # [N, before]
+        self.first_real = step < lengths[:, None]
+        # Its last `before` inputs, in the row followed by what stood before each text.
+        last = lengths[:, None] + step - before
+        ahead = total + before * torch.arange(1, count + 1, device=device)[:, None]
+        self.last = torch.where(last < 0, ahead, cu_seqlens[:-1, None]) + last
 
     def segment(self, start: int, size: int) -> tuple[torch.Tensor, "PackedTexts"]:
         """The tokens start to start + size of every text: their places in this row, and the row they make."""

@@ -24,14 +24,17 @@ CONFIG = "sentence_lam_config.json"
 
 
 class TextFeatures(dict):
-    """A batch's features; states of the tokens are computed only for those who ask for them."""
+    """A batch's features; states of the tokens are computed only for those who ask for them.
 
-    def __init__(self, features, token_states):
+    accelerate makes a second one of the items alone when it turns bf16 to float32 in training: that has no such states.
+    """
+
+    def __init__(self, features, token_states=None):
         super().__init__(features)
         self._token_states = token_states
 
     def __missing__(self, key):
-        if key not in ("token_embeddings", "attention_mask"):
+        if key not in ("token_embeddings", "attention_mask") or self._token_states is None:
             raise KeyError(key)
         states = self._token_states()
         self["token_embeddings"] = states  # list of [T, D], one a text
@@ -77,6 +80,11 @@ class LAMTransformer(InputModule):
     def budget(self) -> int:
         """Tokens that go through the model at once."""
         return self.token_budget or (4096 if self.model.device.type == "cpu" else 65_536)
+
+    @property
+    def segment(self) -> int:
+        """Tokens of a long text that are read at once: few on a CPU, where memory between them is not given back."""
+        return min(self.budget, 512 if self.model.device.type == "cpu" else 2048)
 
     def preprocess(self, inputs, prompt=None, **kwargs):
         """Texts -> `input_ids` [1, N] and the bounds of the texts in that row, `cu_seq_lens_q` [texts + 1].
@@ -142,12 +150,12 @@ class LAMTransformer(InputModule):
 
     def _id_states(self, ids):
         """Token states [T, D] of a tokenised text, one segment after the other."""
-        segments = (piece.tolist() for piece in ids.split(min(self.budget, 2048)))
+        segments = (piece.tolist() for piece in ids.split(self.segment))
         return (states for states, _ in stream(self.model, segments))
 
     def _text_states(self, text):
         """Token states [T, D] of a text that is tokenised on the way, one segment after the other."""
-        segments = self.text_tokenizer.segments(text, min(self.budget, 2048), self.max_seq_length)
+        segments = self.text_tokenizer.segments(text, self.segment, self.max_seq_length)
         with tqdm(total=len(text), unit="char", unit_scale=True, leave=False, disable=not _progress_shown()) as bar:
 
             def watched():

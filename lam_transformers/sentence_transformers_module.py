@@ -81,6 +81,11 @@ class LAMTransformer(InputModule):
         """Tokens that go through the model at once."""
         return self.token_budget or (4096 if self.model.device.type == "cpu" else 65_536)
 
+    @property
+    def segment(self) -> int:
+        """Tokens of a long text that are read at once: few on a CPU, where memory between them is not given back."""
+        return min(self.budget, 512 if self.model.device.type == "cpu" else 2048)
+
     def preprocess(self, inputs, prompt=None, **kwargs):
         """Texts -> `input_ids` [1, N] and the bounds of the texts in that row, `cu_seq_lens_q` [texts + 1].
 
@@ -145,12 +150,12 @@ class LAMTransformer(InputModule):
 
     def _id_states(self, ids):
         """Token states [T, D] of a tokenised text, one segment after the other."""
-        segments = (piece.tolist() for piece in ids.split(min(self.budget, 2048)))
+        segments = (piece.tolist() for piece in ids.split(self.segment))
         return (states for states, _ in stream(self.model, segments))
 
     def _text_states(self, text):
         """Token states [T, D] of a text that is tokenised on the way, one segment after the other."""
-        segments = self.text_tokenizer.segments(text, min(self.budget, 2048), self.max_seq_length)
+        segments = self.text_tokenizer.segments(text, self.segment, self.max_seq_length)
         with tqdm(total=len(text), unit="char", unit_scale=True, leave=False, disable=not _progress_shown()) as bar:
 
             def watched():
