@@ -18,9 +18,11 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
+# int8 only here: with torchao installed, every import of transformers takes seconds longer.
 test-all: $(VENV)/.dev test-frameworks
+	$(PIP) install -q -c constraints.txt -e ".[int8]"
 	$(BIN)/python -m pytest
 
 # Each framework again in an environment of its own: its extra must be enough, with the newest versions that fit it.
@@ -46,7 +48,7 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,evaluate,dev,frameworks,bulk,ray,onnx,int8]"
+	$(PIP) install -q -c constraints.txt -e ".[train,evaluate,dev,frameworks,bulk,ray,onnx]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import lam_transformers  # noqa: F401  (makes AutoModel know LAM)
-from lam_transformers.cli import base_path
+from lam_transformers.base import base_path
 from lam_transformers.evaluation.embedding import embed_texts
 from lam_transformers.evaluation.record import write_result
 from lam_transformers.evaluation.retrieval import evaluate_retrieval

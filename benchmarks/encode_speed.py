@@ -33,7 +33,7 @@ def load(name: str, dtype: str, longest: int):
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lam_transformers.cli import base_path
+    from lam_transformers.base import base_path
 
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa"} if name == BASELINE else {"dtype": dtype}
     model = SentenceTransformer(base_path(name), trust_remote_code=True, device="cpu", model_kwargs=kwargs)

@@ -25,6 +25,7 @@ rules Z = R' S (docs/ALGORITHM.md); what is called fast and slow here are these 
 """
 
 import itertools
+import math
 
 import torch
 from torch.nn import functional as F
@@ -368,3 +369,11 @@ def check_cu_seqlens(name, cu_seqlens, batch, time) -> None:
         raise ValueError(f"{name} must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
     if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != time or bool((cu_seqlens.diff() < 0).any()):
         raise ValueError(f"{name} must rise from 0 to T = {time}, got {cu_seqlens.tolist()[:8]}.")
+
+
+def starting_decay_bias(config) -> torch.Tensor:
+    """Biases [2, H] (fast, slow) at which the decays start: time constants spread evenly in the logarithm."""
+    low, high = (-1 / math.log(x) for x in config.slow_decay_init)
+    steps = torch.linspace(math.log(low), math.log(high), config.num_attention_heads, dtype=torch.float64)
+    slow = torch.exp(-1 / steps.exp())
+    return torch.stack([torch.logit(config.fast_decay_init / slow), torch.logit(slow)]).float()

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
-from .delta_rule_lam import dual_delta_rule
+from .delta_rule_lam import dual_delta_rule, starting_decay_bias
 from .packing_lam import PackedTexts, positions, unpack
 from .state_lam import LAMState, check_state, state_shapes
 
@@ -119,8 +119,7 @@ class LAMMemory(nn.Module):
         """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
         size, heads = self.heads * self.width, self.heads
         if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
-            y, memory, conv = done
-            return self.out_proj(y.to(projected.dtype)), memory, conv
+            return self.out_proj(done[0].to(projected.dtype)), *done[1:]
         qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
         qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
         q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
@@ -151,17 +150,14 @@ class LAMMemory(nn.Module):
         before: [B, kernel - 1, 3 D], the inputs ahead of each text; without it a packed row gives no last inputs.
         """
         taps = self.conv1d.weight.shape[-1]
-        if before is not None:
-            before = before.to(z.dtype)
+        before = None if before is None else before.to(z.dtype)
         if texts is None:
             z = F.pad(z, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, z], dim=1)
             return self._depthwise(z), z[:, z.shape[1] - taps + 1 :]
-        if not texts.total:
-            return z, before
+        if not texts.total or taps == 1:
+            return self._depthwise(z) if texts.total else z, before
         # The row as if it were one text; then the first tokens of each text, behind what stands before them.
         y = self._depthwise(F.pad(z, (0, 0, taps - 1, 0)))
-        if taps == 1:
-            return y, before
         first = z[0, texts.first]  # [N, kernel - 1, 3 D]
         first = F.pad(first, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, first], dim=1)
         y[0, texts.first[texts.first_real]] = self._depthwise(first)[texts.first_real]
@@ -173,7 +169,7 @@ class LAMMemory(nn.Module):
         image = z.transpose(1, 2).unsqueeze(2)  # [B, 3 D, 1, T + kernel - 1]
         with torch.autocast(z.device.type, enabled=False):
             y = F.conv2d(image, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=image.shape[1])
-        return y.squeeze(2).transpose(1, 2)
+            return y.squeeze(2).transpose(1, 2)
 
 
 class LAMFeedForward(nn.Module):
@@ -237,14 +233,6 @@ class LAMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.gate_proj.weight)
 
 
-def starting_decay_bias(config: LAMConfig) -> torch.Tensor:
-    """Biases [2, H] (fast, slow) at which the decays start: time constants spread evenly in the logarithm."""
-    low, high = (-1 / math.log(x) for x in config.slow_decay_init)
-    steps = torch.linspace(math.log(low), math.log(high), config.num_attention_heads, dtype=torch.float64)
-    slow = torch.exp(-1 / steps.exp())
-    return torch.stack([torch.logit(config.fast_decay_init / slow), torch.logit(slow)]).float()
-
-
 class LAMModel(LAMPreTrainedModel):
     """The LAM encoder. Mean-pool `last_hidden_state` over the real tokens and L2-normalise for a text embedding."""
 
@@ -284,13 +272,13 @@ class LAMModel(LAMPreTrainedModel):
         weight = self.layers[0].memory.in_proj.weight
         return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
 
+    @torch.no_grad()
     def fingerprint(self) -> str:
         """Identifies the weights (by a small sample of them); a `LAMState` carries it."""
         digest = hashlib.sha256()
-        for layer in self.layers:
-            memory = layer.memory
-            first = memory.in_proj.weight.detach().dequantize()[:, 0]  # a quantised weight has no columns
-            for x in (first, memory.decay_bias, memory.norm_weight, layer.memory_norm.weight):
+        for memory, norm in ((layer.memory, layer.memory_norm) for layer in self.layers):
+            first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
+            for x in (first, memory.decay_bias, memory.norm_weight, norm.weight):
                 digest.update(x.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 

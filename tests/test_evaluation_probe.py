@@ -39,7 +39,8 @@ from lam_transformers.evaluation.statistics import (
     proportion,
 )  # fmt: skip
 from lam_transformers.kernels import use_backend
-from lam_transformers.training.distill import DistillConfig, trainable_parameters
+from lam_transformers.training.distill import DistillConfig
+from lam_transformers.training.loop import learning_rates
 
 from .evaluation_data import SMALL, write_data
 from .helpers import assert_close_rms, hidden, random_ids, rule_inputs, time_slice
@@ -142,7 +143,7 @@ def test_each_ablation_switches_off_what_it_names(tiny_model, ids):
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name not in ("delta rule", "cross-timescale")])
 def test_training_keeps_an_ablated_component_off(make_model, ids, name, backend):
     lam = without(make_model(seed=7), name)
-    parameters = trainable_parameters(lam, DistillConfig())
+    parameters = [lam.get_parameter(n) for n in learning_rates(lam, DistillConfig())]
     keep_off(lam, name)
     optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
     before = {n: p.detach().clone() for n, p in lam.named_parameters()}

@@ -6,7 +6,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 
 from lam_transformers import LAMConfig, LAMModel
 from lam_transformers.conversion.from_bert import config_from_bert, lam_from_bert
-from lam_transformers.modeling_lam import starting_decay_bias
+from lam_transformers.delta_rule_lam import starting_decay_bias
 
 from .helpers import assert_close_rms, hidden, random_ids
 

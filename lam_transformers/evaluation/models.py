@@ -120,7 +120,7 @@ def load_encoder(name: str | os.PathLike) -> Encoder:
 
     Raises OSError or ValueError if it cannot be loaded, FloatingPointError if its embeddings are NaN or constant.
     """
-    from ..cli import base_path
+    from ..base import base_path
     from ..encoding import LAMEncoder
 
     path = base_path(os.fspath(name))
@@ -138,7 +138,7 @@ def load_encoder(name: str | os.PathLike) -> Encoder:
 
 def model_record(name: str, encoder: Encoder) -> dict[str, Any]:
     """What identifies a model in a result file."""
-    from ..cli import base_path
+    from ..base import base_path
 
     weights = Path(base_path(name)) / "model.safetensors"
     parameters = sum(p.numel() for p in encoder.model.parameters())

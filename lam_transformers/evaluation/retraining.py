@@ -39,7 +39,7 @@ def retrain_ablations(
     """
     from transformers import AutoModel
 
-    from ..cli import base_path
+    from ..base import base_path
     from ..conversion.from_bert import lam_from_bert
     from ..training.data import load_or_tokenize
     from ..training.distill import DistillConfig, Distiller
