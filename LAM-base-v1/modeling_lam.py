@@ -32,8 +32,8 @@ try:  # an accelerator, where the package lam-transformers is installed
 except ImportError:
     kernels = None  # type: ignore[assignment]
 
-# Tokens of each text that go through the layers at once where a text is longer than twice that.
-SEGMENT = 2048
+# Tokens of each text that go through the layers at once where a text is longer than twice that; memory follows from it.
+SEGMENT, SEGMENT_CPU = 2048, 512
 
 
 @dataclass
@@ -223,9 +223,8 @@ class LAMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.out_proj.weight)
         elif isinstance(module, LAMMemory):
             # The convolution starts as the identity, the flux and the output gate (or what stands for it) at one half.
-            identity = torch.zeros_like(module.conv1d.weight)
-            identity[..., -1] = 1
-            init.copy_(module.conv1d.weight, identity)
+            taps = len(module.conv1d.weight[0, 0])
+            init.copy_(module.conv1d.weight, torch.eye(taps)[-1].expand_as(module.conv1d.weight))
             init.zeros_(module.conv1d.bias)
             init.copy_(module.decay_bias, starting_decay_bias(config))
             init.constant_(module.norm_weight, 1.0 if module.gate_size else 0.5)
@@ -366,14 +365,15 @@ class LAMModel(LAMPreTrainedModel):
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
         longest = x.shape[1] if texts is None else int(texts.lengths.max())
         whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
-        if whole or longest <= 2 * SEGMENT:
+        size = SEGMENT_CPU if x.device.type == "cpu" else SEGMENT
+        if whole or longest <= 2 * size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
         state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
         last = torch.empty_like(x)
-        for start in range(0, longest, SEGMENT):
-            places, piece = slice(start, start + SEGMENT), None
+        for start in range(0, longest, size):
+            places, piece = slice(start, start + size), None
             if texts is not None:
-                places, piece = texts.segment(start, SEGMENT)
+                places, piece = texts.segment(start, size)
             last[:, places] = self._run_layers(x[:, places], piece, state, return_dict=True, **kwargs).last_hidden_state
         return LAMModelOutput(last_hidden_state=last)
 
