@@ -16,12 +16,10 @@ short text) and the text in memory.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from long_text import Peak, resident
+from measuring import in_fresh_process
 
 LENGTHS = (32, 128, 512, 2_048, 8_192, 32_768)
 ALONE = (131_072, 1_000_000)
@@ -64,10 +62,17 @@ def cut(model, source: str, tokens: int, count: int) -> list[str]:
     return texts
 
 
+def tokens_of(model, texts: list[str]) -> int:
+    return sum(len(ids) for ids in model.tokenizer(texts, verbose=False)["input_ids"])
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
+
+
 def alternate(models: dict, texts: list[str], rounds: int, batch_size: int) -> dict:
     """Seconds and tokens/s of each model in turn, and the ratio pair by pair."""
-    first = next(iter(models.values()))
-    tokens = sum(len(ids) for ids in first.tokenizer(texts, verbose=False)["input_ids"])
+    tokens = tokens_of(next(iter(models.values())), texts)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.encode(texts[: max(1, len(texts) // 8)], batch_size=batch_size)
@@ -81,21 +86,40 @@ def alternate(models: dict, texts: list[str], rounds: int, batch_size: int) -> d
         row[f"{name}_tokens_per_second"] = round(tokens / statistics.median(values))
     if len(seconds) > 1:
         own, other = seconds.values()
-        ratios = [b / a for a, b in zip(own, other, strict=True)]
-        row["ratio"] = {
-            "median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)
-        }  # fmt: skip
+        row["ratio"] = spread([b / a for a, b in zip(own, other, strict=True)])
     return row
 
 
+def against_short(model, text: str, short: list[str], rounds: int) -> dict:
+    """Tokens/s on one long text and its ratio to that on short ones, which are read before and after it."""
+
+    def rate(texts: list[str]) -> float:
+        began = time.perf_counter()
+        model.encode(texts, batch_size=32)
+        return tokens_of(model, texts) / (time.perf_counter() - began)
+
+    tokens = tokens_of(model, [text])
+    around, rates = [rate(short)], []
+    for _ in range(rounds):
+        rates.append(rate([text]))
+        around.append(rate(short))
+    ratios = [x / statistics.mean(around[i : i + 2]) for i, x in enumerate(rates)]
+    return {
+        "texts": 1, "tokens": tokens, "rounds": rounds, "lam_tokens_per_second": round(statistics.median(rates)),
+        "lam_tokens_per_second_at_2048_meanwhile": round(statistics.median(around)),
+        "ratio_to_2048": spread(ratios),
+    }  # fmt: skip
+
+
 def measure_memory(name: str, dtype: str, source: str, tokens: int) -> dict:
+    from lam_transformers.evaluation.scaling import PeakMemory
+
     model = load(name, dtype, tokens)
     text = cut(model, source, tokens, 1)[0]
     model.encode("A short text to warm up. " * 10)
-    loaded = resident()
-    with Peak() as peak:
+    with PeakMemory() as memory:
         model.encode(text)
-    return {"peak_mb_above_loaded": round(peak.value - loaded, 1)}
+    return {"peak_mb_above_loaded": round(memory.peak - memory.before, 1)}
 
 
 def main() -> None:
@@ -132,29 +156,20 @@ def main() -> None:
         if tokens > arguments.longest:
             continue
         if tokens in ALONE:
-            models = {"lam": own}
-        texts = cut(own, source, tokens, max(1, 16_384 // tokens))
-        rounds = arguments.rounds if tokens < 8_192 else 3 if tokens < 32_768 else 2 if tokens < 1_000_000 else 1
-        rows[str(tokens)] = alternate(models, texts, rounds, 32)
+            text, short = cut(own, source, tokens, 1)[0], cut(own, source, 2_048, 16)
+            rows[str(tokens)] = against_short(own, text, short, 1 if tokens == 1_000_000 else 2)
+        else:
+            texts = cut(own, source, tokens, max(1, 16_384 // tokens))
+            rounds = arguments.rounds if tokens < 8_192 else 3 if tokens < 32_768 else 2
+            rows[str(tokens)] = alternate(models, texts, rounds, 32)
         print(tokens, rows[str(tokens)], flush=True)
     for tokens in () if arguments.no_memory else LENGTHS[1:] + ALONE:
         for key, name in (("lam", arguments.model), ("baseline", BASELINE)):
             if tokens > arguments.longest or (tokens in ALONE and key == "baseline"):
                 continue
-            command = [
-                sys.executable,
-                __file__,
-                arguments.model,
-                "--text",
-                str(arguments.text),
-                "--dtype",
-                arguments.dtype,
-            ]
-            command += ["--memory-of", name, str(tokens)]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            rows[str(tokens)][f"{key}_peak_mb_above_loaded"] = json.loads(output.splitlines()[-1])[
-                "peak_mb_above_loaded"
-            ]
+            options = ("--text", arguments.text, "--dtype", arguments.dtype, "--memory-of", name, tokens)
+            found = in_fresh_process(__file__, arguments.model, *options)
+            rows[str(tokens)][f"{key}_peak_mb_above_loaded"] = found["peak_mb_above_loaded"]
         print(tokens, rows[str(tokens)], flush=True)
     out = arguments.out or Path(f"benchmarks/results/encode_speed_{arguments.dtype}.json")
     header = {

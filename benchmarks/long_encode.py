@@ -10,12 +10,10 @@ compared (this needs the memory that encode saves).
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from long_text import Peak, resident
+from measuring import in_fresh_process
 
 LENGTHS = (10_000, 100_000, 1_000_000)
 
@@ -25,13 +23,14 @@ def measure(model_name: str, source: Path, tokens: int, check: bool) -> dict:
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from lam_transformers.evaluation.scaling import PeakMemory
+
     model = SentenceTransformer(model_name, trust_remote_code=True)
     once = source.read_text(encoding="utf-8")
     count = len(model.tokenizer(once, add_special_tokens=False)["input_ids"])
     text = (once * (tokens // count + 1))[: len(once) * tokens // count]
     model.encode("A short text to warm up. " * 10)
-    loaded = resident()
-    with Peak() as peak:
+    with PeakMemory() as memory:
         began = time.perf_counter()
         embedding = model.encode(text)
         seconds = time.perf_counter() - began
@@ -40,8 +39,8 @@ def measure(model_name: str, source: Path, tokens: int, check: bool) -> dict:
         "characters": len(text),
         "seconds": round(seconds, 2),
         "tokens_per_second": round(tokens / seconds),
-        "peak_mb_above_loaded": round(peak.value - loaded, 1),
-        "loaded_mb": round(loaded, 1),
+        "peak_mb_above_loaded": round(memory.peak - memory.before, 1),
+        "loaded_mb": round(memory.before, 1),
         "finite": bool(np.isfinite(embedding).all()),
     }
     if check:
@@ -66,10 +65,8 @@ def main() -> None:
         return
     rows = []
     for tokens in LENGTHS:
-        command = [sys.executable, __file__, arguments.model, "--text", str(arguments.text), "--tokens", str(tokens)]
-        command += ["--check"] if arguments.check else []
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        rows.append(json.loads(output.splitlines()[-1]))
+        options = ["--text", arguments.text, "--tokens", tokens] + ["--check"] * arguments.check
+        rows.append(in_fresh_process(__file__, arguments.model, *options))
         print(rows[-1], flush=True)
     from lam_transformers.evaluation.record import write_result
 
