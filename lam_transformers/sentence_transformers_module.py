@@ -17,6 +17,7 @@ from sentence_transformers.base.modules import InputModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from .packing_lam import segment_size
 from .streaming_lam import RunningPool, TextTokenizer, check_text, stream
 
 POOLING = ("mean", "max", "lasttoken")
@@ -83,8 +84,8 @@ class LAMTransformer(InputModule):
 
     @property
     def segment(self) -> int:
-        """Tokens of a long text that are read at once: few on a CPU, where memory between them is not given back."""
-        return min(self.budget, 512 if self.model.device.type == "cpu" else 2048)
+        """Tokens of a long text that are read at once."""
+        return min(self.budget, segment_size(self.model.device))
 
     def preprocess(self, inputs, prompt=None, **kwargs):
         """Texts -> `input_ids` [1, N] and the bounds of the texts in that row, `cu_seq_lens_q` [texts + 1].

@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..packing_lam import SEGMENT
 from ..state_lam import LAMState, state_shapes
 from ..streaming_lam import RunningPool, check_text, stream
 from .parts import Parts
 
-SEGMENT = 2048
 _KIND = "lam_session"
 
 

@@ -11,9 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ..checks_lam import weights_checksum
+from ..packing_lam import SEGMENT
 from ..streaming_lam import RunningPool, stream
 
-SEGMENT = 2048  # tokens of a long text that LAM reads at once
 PROBES = ["A man plays the guitar.", "The committee postponed its decision.", "ice", "Seven dogs sleep in the snow."]
 
 

@@ -8,10 +8,11 @@ import torch
 from scipy import stats
 
 from ..delta_rule_lam import dual_delta_rule
+from ..packing_lam import SEGMENT
 from .ablation import without
 from .data import MissingData, held_out_books
 from .long_context import book_ids, prepare_facts
-from .models import SEGMENT, BagOfTokens
+from .models import BagOfTokens
 from .probe import (
     fact_ids,
     forgetting_curve,

@@ -13,8 +13,9 @@ import torch
 from .. import modeling_lam
 from ..delta_rule_lam import _DecayMatrix, dual_delta_rule
 from ..kernels import use_backend
+from ..packing_lam import SEGMENT
 from ..state_lam import LAMState
-from .models import SEGMENT, Encoder
+from .models import Encoder
 
 Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 

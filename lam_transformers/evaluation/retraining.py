@@ -59,16 +59,16 @@ def retrain_ablations(
     tasks, dev = Tasks(context), data.path("stsb_dev")
     exclude = [dev]
     teacher = AutoModel.from_pretrained(base_path(base), dtype=torch.float32)
+    table = load_or_tokenize(Path(runs), text, None, exclude, encoder.tokenizer, DistillConfig.max_length)
     found: dict[int, dict[str, Any]] = {}
     for seed in seeds:
         found[seed] = {}
+        config = DistillConfig(
+            steps=steps, warmup_steps=max(steps // 10, 1), decay_steps=steps // 2,
+            tokens_per_batch=tokens_per_batch, seed=seed,
+        )  # fmt: skip
         for name in (FULL, *(only or ABLATIONS)):
             folder = Path(runs) / f"{name.replace(' ', '-')}-{seed}"
-            config = DistillConfig(
-                steps=steps, warmup_steps=max(steps // 10, 1), decay_steps=steps // 2,
-                tokens_per_batch=tokens_per_batch, seed=seed,
-            )  # fmt: skip
-            table = load_or_tokenize(Path(runs), text, None, exclude, encoder.tokenizer, config.max_length)
             torch.manual_seed(seed)
             gate = encoder.lam.config.output_gate_rank
             student = lam_from_bert(base_path(base), output_gate_rank=gate)
