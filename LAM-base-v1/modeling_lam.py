@@ -24,16 +24,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import dual_delta_rule, starting_decay_bias
-from .packing_lam import PackedTexts, positions, unpack
+from .packing_lam import PackedTexts, positions, segment_size, unpack
 from .state_lam import LAMState, check_state, state_shapes
 
 try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
 except ImportError:
     kernels = None  # type: ignore[assignment]
-
-# Tokens of each text that go through the layers at once where a text is longer than twice that; memory follows from it.
-SEGMENT, SEGMENT_CPU = 2048, 512
 
 
 @dataclass
@@ -365,8 +362,8 @@ class LAMModel(LAMPreTrainedModel):
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
         longest = x.shape[1] if texts is None else int(texts.lengths.max())
         whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
-        size = SEGMENT_CPU if x.device.type == "cpu" else SEGMENT
-        if whole or longest <= 2 * size:
+        size = segment_size(x.device)
+        if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
         state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
         last = torch.empty_like(x)

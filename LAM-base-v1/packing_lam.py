@@ -4,6 +4,13 @@
 import torch
 from torch.nn import functional as F
 
+SEGMENT = 2048  # tokens of a long text that are handed on at once
+
+
+def segment_size(device: torch.device) -> int:
+    """Tokens of each text that go through the layers at once; a CPU gains nothing from more, and memory follows."""
+    return 1024 if device.type == "cpu" else SEGMENT
+
 
 class PackedTexts:
     """Where the texts of a packed row begin and end, and how the convolution finds the inputs before each."""

@@ -17,6 +17,7 @@ from sentence_transformers.base.modules import InputModule
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from .packing_lam import segment_size
 from .streaming_lam import RunningPool, TextTokenizer, check_text, stream
 
 POOLING = ("mean", "max", "lasttoken")
@@ -50,7 +51,7 @@ class LAMTransformer(InputModule):
         tokenizer: its fast tokenizer.
         max_seq_length: tokens, special ones included, at which texts are truncated; None: never.
         pooling_mode: "mean", "max" or "lasttoken".
-        token_budget: tokens that go through the model at once; None: 4,096 on a CPU, 65,536 elsewhere.
+        token_budget: tokens that go through the model at once; None: 2,048 on a CPU, 65,536 elsewhere.
     """
 
     config_file_name = CONFIG
@@ -79,12 +80,12 @@ class LAMTransformer(InputModule):
     @property
     def budget(self) -> int:
         """Tokens that go through the model at once."""
-        return self.token_budget or (4096 if self.model.device.type == "cpu" else 65_536)
+        return self.token_budget or (2048 if self.model.device.type == "cpu" else 65_536)
 
     @property
     def segment(self) -> int:
-        """Tokens of a long text that are read at once: few on a CPU, where memory between them is not given back."""
-        return min(self.budget, 512 if self.model.device.type == "cpu" else 2048)
+        """Tokens of a long text that are read at once."""
+        return min(self.budget, segment_size(self.model.device))
 
     def preprocess(self, inputs, prompt=None, **kwargs):
         """Texts -> `input_ids` [1, N] and the bounds of the texts in that row, `cu_seq_lens_q` [texts + 1].

@@ -363,7 +363,7 @@ class LAMModel(LAMPreTrainedModel):
         longest = x.shape[1] if texts is None else int(texts.lengths.max())
         whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
         size = segment_size(x.device)
-        if whole or longest <= 2 * size:
+        if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
         state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
         last = torch.empty_like(x)

@@ -9,7 +9,7 @@ SEGMENT = 2048  # tokens of a long text that are handed on at once
 
 def segment_size(device: torch.device) -> int:
     """Tokens of each text that go through the layers at once; a CPU gains nothing from more, and memory follows."""
-    return 512 if device.type == "cpu" else SEGMENT
+    return 1024 if device.type == "cpu" else SEGMENT
 
 
 class PackedTexts:

@@ -51,7 +51,7 @@ class LAMTransformer(InputModule):
         tokenizer: its fast tokenizer.
         max_seq_length: tokens, special ones included, at which texts are truncated; None: never.
         pooling_mode: "mean", "max" or "lasttoken".
-        token_budget: tokens that go through the model at once; None: 4,096 on a CPU, 65,536 elsewhere.
+        token_budget: tokens that go through the model at once; None: 2,048 on a CPU, 65,536 elsewhere.
     """
 
     config_file_name = CONFIG
@@ -80,7 +80,7 @@ class LAMTransformer(InputModule):
     @property
     def budget(self) -> int:
         """Tokens that go through the model at once."""
-        return self.token_budget or (4096 if self.model.device.type == "cpu" else 65_536)
+        return self.token_budget or (2048 if self.model.device.type == "cpu" else 65_536)
 
     @property
     def segment(self) -> int:
