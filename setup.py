@@ -17,7 +17,7 @@ setup(
         Extension(
             "lam_transformers.kernels._lam_memory",
             sources=[f"{FOLDER}/lam_memory_{variant}.c" for variant in ("avx512", "avx2", "plain")],
-            depends=[f"{FOLDER}/lam_memory.c"],
+            depends=[f"{FOLDER}/lam_memory.c", f"{FOLDER}/lam_elementwise.c"],
             extra_compile_args=[] if sys.platform == "win32" else FLAGS,
             optional=True,
         )

@@ -195,6 +195,8 @@ class LAMLayer(GradientCheckpointingLayer):
     def forward(self, x, texts=None, memory=None, conv=None):
         """Shapes as `LAMMemory.forward`."""
         y, memory, conv = self.memory(x, texts, memory, conv)
+        if kernels is not None and (done := kernels.finish_layer(self, x, y)) is not None:
+            return done, memory, conv
         x = self.memory_norm(x + y)
         return self.feed_forward_norm(x + self.feed_forward(x)), memory, conv
 

@@ -1,5 +1,5 @@
-/* Forward and backward of the native kernel over the sizes of the tests, for a compiler's address and undefined-behaviour
- * sanitizers (tests/test_native.py builds and runs it). Every buffer is as long as what the kernel may touch. */
+/* The native kernel over the sizes of the tests, for a compiler's address and undefined-behaviour sanitizers
+ * (tests/test_native.py builds and runs it). Every buffer is as long as what the kernel may touch. */
 #define LAM_SUFFIX _sanitizer
 #include "lam_memory.c"
 #include <stdio.h>
@@ -8,12 +8,18 @@ int64_t lam_supported(void);
 #define VARIANT(name)                                                                                        \
     int64_t lam_forward_##name(const struct lam_layer *, const struct lam_rows *, parallel, int64_t);        \
     int64_t lam_backward_##name(const struct lam_layer *, const struct lam_rows *, const struct lam_backward *, \
-                                parallel, int64_t);
+                                parallel, int64_t);                                                          \
+    void lam_gelu_##name(float *, const float *, int64_t, int64_t, parallel, int64_t);                       \
+    void lam_add_norm_##name(float *, const float *, const float *, const float *, const float *, const float *, float, \
+                             int64_t, int64_t, parallel, int64_t);
 VARIANT(avx512)
 VARIANT(avx2)
 VARIANT(plain)
 typedef int64_t (*forward)(const struct lam_layer *, const struct lam_rows *, parallel, int64_t);
 typedef int64_t (*backward)(const struct lam_layer *, const struct lam_rows *, const struct lam_backward *, parallel, int64_t);
+typedef void (*gelu)(float *, const float *, int64_t, int64_t, parallel, int64_t);
+typedef void (*add_norm)(float *, const float *, const float *, const float *, const float *, const float *, float, int64_t,
+                         int64_t, parallel, int64_t);
 
 static float *numbers(int64_t count, float scale) {
     float *x = malloc(count * sizeof *x);
@@ -47,12 +53,27 @@ static void check(forward run, backward back, int64_t heads, const int64_t *leng
     for (int i = 0; i < 10; i++) free(p[i]);
 }
 
+static void check_elementwise(gelu activate, add_norm add, int64_t rows, int64_t width) {
+    float *x = numbers(rows * width, 3), *y = numbers(rows * width, 3), *out = numbers(rows * width, 1);
+    float *bias = numbers(width, 1), *weight = numbers(width, 1), *shift = numbers(width, 1);
+    for (int i = 0; i < 2; i++) add(out, x, y, i ? bias : NULL, weight, shift, 1e-5f, rows, width, NULL, 1);
+    activate(x, bias, rows, width, NULL, 1);
+    for (int64_t i = 0; i < rows * width; i++)
+        if (!(fabsf(out[i]) < 1e3f && fabsf(x[i]) < 5)) abort();
+    free(x), free(y), free(out), free(bias), free(weight), free(shift);
+}
+
 int main(void) {
     static const int64_t lengths[] = {0, 1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 130, 200};
     forward runs[] = {lam_forward_avx512, lam_forward_avx2, lam_forward_plain};
     backward backs[] = {lam_backward_avx512, lam_backward_avx2, lam_backward_plain};
+    gelu gelus[] = {lam_gelu_avx512, lam_gelu_avx2, lam_gelu_plain};
+    add_norm norms[] = {lam_add_norm_avx512, lam_add_norm_avx2, lam_add_norm_plain};
     for (int variant = 0; variant < 3; variant++) {
         if (!(lam_supported() >> variant & 1)) continue;
+        for (int64_t width = 1; width < 140; width++)
+            for (int64_t rows = 0; rows < 3; rows++) check_elementwise(gelus[variant], norms[variant], rows, width);
+        check_elementwise(gelus[variant], norms[variant], 50, 1536);
         for (int kind = 0; kind < 4; kind++) {
             for (int i = 0; i < 14; i++) check(runs[variant], backs[variant], 3, lengths + i, 1, kind & 1, kind & 2);
             check(runs[variant], backs[variant], 2, lengths, 14, kind & 1, kind & 2);

@@ -1,6 +1,7 @@
 """Optional accelerators of the memory layer, and which one runs.
 
-"native" is a compiled loop for CPUs (lam_memory.c), built when the package is installed where there is a C compiler.
+"native" is a compiled loop for CPUs (lam_memory.c), built when the package is installed where there is a C compiler. In
+float32 inference it also runs the elementwise rest of a layer whose memory it runs (lam_elementwise.c).
 "fla" is the memory rule by flash-linear-attention's kernels, on CUDA devices where that is installed; the rest of the
 layer is torch's. "torch" is the model's own code and always there. The choice is made in every call of a memory layer:
 native or fla where they apply, torch otherwise, and torch in what torch.compile or torch.export trace. The environment
@@ -115,6 +116,29 @@ def memory_layer(memory, projected, texts, state, conv):
             raise RuntimeError("The native backend was asked for, but it has no gradients through a carried state.")
         return None
     return native.memory_layer(memory, projected, texts, state, conv, differentiable)
+
+
+def finish_layer(layer, x, y):
+    """The rest of a layer behind its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
+
+    The products are torch's; bias and GELU, and each sum with its LayerNorm, are one pass of the native kernel.
+
+    Args:
+        layer: the `LAMLayer`.
+        x: [B, T, D], what went into the layer.
+        y: [B, T, D], what its memory gave.
+
+    Returns:
+        [B, T, D] float32; or None if torch should run it: with gradients enabled, under autocast, where anything is
+        quantised or not float32, with another activation than "gelu", where parts were replaced or carry hooks.
+
+    Raises RuntimeError if a backend was forced that cannot run.
+    """
+    if torch.is_grad_enabled() or backend_of(layer.memory, x.dtype, x.device) != "native":
+        return None
+    if torch.is_autocast_enabled("cpu") or not native.can_finish(layer, x, y):
+        return None
+    return native.finish_layer(layer, x, y)
 
 
 def memory_rule(memory, x):

@@ -714,12 +714,17 @@ static void backward_worker(void *data) {
  * no second team of threads competes for the cores. */
 typedef void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
 
-static int64_t run(struct work *work, void (*worker)(void *), parallel team, int64_t threads) {
-    if (threads > work->pieces) threads = work->pieces;
+/* The worker on as many threads as there are pieces of work, at most `threads`; on this one where there is no team. */
+static void on_team(void (*worker)(void *), void *work, int64_t pieces, parallel team, int64_t threads) {
+    if (threads > pieces) threads = pieces;
     if (team && threads > 1)
         team(worker, work, (unsigned)threads, 0);
     else
         worker(work);
+}
+
+static int64_t run(struct work *work, void (*worker)(void *), parallel team, int64_t threads) {
+    on_team(worker, work, work->pieces, team, threads);
     return work->next < work->pieces; /* no thread got its memory */
 }
 

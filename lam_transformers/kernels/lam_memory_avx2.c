@@ -12,6 +12,7 @@
 #define LAM_SUFFIX _avx2
 #define LANES 8
 #include "lam_memory.c"
+#include "lam_elementwise.c"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -13,6 +13,7 @@
 #define LAM_SUFFIX _avx512
 #define LANES 16
 #include "lam_memory.c"
+#include "lam_elementwise.c"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

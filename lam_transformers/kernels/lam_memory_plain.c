@@ -1,6 +1,7 @@
 /* lam_memory.c for any processor, and which variants this one can run. */
 #define LAM_SUFFIX _plain
 #include "lam_memory.c"
+#include "lam_elementwise.c"
 
 /* Bits: 1 avx512, 2 avx2, 4 plain. */
 int64_t lam_supported(void) {

@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: finding it, and calling it forward and backward."""
+"""The compiled CPU kernel: finding it, and calling it, the memory forward and backward, the rest of a layer forward."""
 
 import ctypes
 import functools
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import GELUActivation
 
 WIDTH, TAPS, HIDDEN = 32, 4, 16
 _VARIANTS = ("avx512", "avx2", "plain")
@@ -54,6 +57,11 @@ class Library:
         self.backward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
         self.forward.restype = self.backward.restype = size.restype = ctypes.c_int64
         self.gradient_size = size()
+        self.gelu, self.add_norm = (getattr(loaded, f"lam_{name}_{wanted}") for name in ("gelu", "add_norm"))
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self.gelu.argtypes = [pointer] * 2 + [count] * 2 + [pointer, count]
+        self.add_norm.argtypes = [pointer] * 6 + [ctypes.c_float] + [count] * 2 + [pointer, count]
+        self.gelu.restype = self.add_norm.restype = None
         self.team = _openmp_team()
 
 
@@ -65,13 +73,16 @@ def library() -> Library | None:
     for path in found:
         try:
             return Library(path)
-        except OSError:
+        except (OSError, AttributeError):  # not for this system, or compiled from other sources
             continue
     return None
 
 
 def why_missing() -> str:
-    return f"it was not compiled when lam-transformers was installed (no C compiler that can build it, {sys.platform})"
+    return (
+        f"it was not compiled when lam-transformers was installed (no C compiler that can build it, {sys.platform}), "
+        "or from other sources than these"
+    )
 
 
 def _openmp_team() -> int | None:
@@ -214,3 +225,47 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
         decay.t(), bilinear, temperature, flux_in, in_bias.sum(0), out.sum(0), out_bias.sum(0), norm.sum(0),
     ]  # fmt: skip
     return [x.reshape(p.shape).to(p.dtype) for x, p in zip(found, parameters, strict=True)]
+
+
+def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
+    middle = layer.feed_forward
+    if type(middle).__name__ != "LAMFeedForward":
+        return False
+    parts = [layer.memory_norm, middle.in_proj, middle.act, middle.out_proj, layer.feed_forward_norm]
+    if [type(part) for part in parts] != [nn.LayerNorm, nn.Linear, GELUActivation, nn.Linear, nn.LayerNorm]:
+        return False
+    if any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in (middle, *parts)):
+        return False
+    numbers = [x, y, *(p for part in parts for p in part._parameters.values())]
+    return all(type(p) in (torch.Tensor, nn.Parameter) and p.dtype == torch.float32 and p.is_cpu for p in numbers)
+
+
+def finish_layer(layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As `kernels.finish_layer`, native and nothing else."""
+    first, second = layer.feed_forward.in_proj, layer.feed_forward.out_proj
+    rows, y = x.flatten(0, 1).contiguous(), y.flatten(0, 1).contiguous()
+    rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
+    y = F.linear(gelu_(F.linear(rows, first.weight), first.bias), second.weight)
+    return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
+
+
+def gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """GELU(x + bias), the exact one, in place of x [T, D], contiguous; bias [D]; float32."""
+    loaded, bias = library(), bias.contiguous()
+    assert loaded is not None
+    loaded.gelu(x.data_ptr(), bias.data_ptr(), *x.shape, loaded.team, torch.get_num_threads())
+    return x
+
+
+def add_norm(norm: nn.LayerNorm, x, y, bias, out) -> torch.Tensor:
+    """norm(x + y + bias), written to `out`, which may be x or y.
+
+    x, y, out [T, D], contiguous; bias [D] or None; float32.
+    """
+    loaded = library()
+    assert loaded is not None
+    kept = [None if p is None else p.contiguous() for p in (bias, norm.weight, norm.bias)]
+    pointers = map(_pointer, (out, x, y, *kept))
+    loaded.add_norm(*pointers, norm.eps, *x.shape, loaded.team, torch.get_num_threads())
+    return out
