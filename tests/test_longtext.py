@@ -135,6 +135,25 @@ def test_a_passage_is_embedded_as_the_encoder_does_and_a_reset_forgets(make_run,
     assert np.allclose(run.cache.rows(np.array([run.places[c] for c in chunks])), want, atol=2e-3)
 
 
+def test_late_chunks_are_means_over_their_own_tokens_and_are_learnt(make_run):
+    run = make_run(steps=30, decay_steps=10, learning_rate=3e-3, chunk_weight=0.0, contrastive_weight=0.0,
+                   embedding_weight=0.0, late_weight=10.0, reset_share=0.0)  # fmt: skip
+    run.model.eval()
+    passages, size = run.batches[0][:2], run.config.chunk_tokens - 2
+    rows = [run._ids(passage, run.tables) for passage in passages]
+    with torch.no_grad():
+        states, ends = run._read(rows)
+        late = run._late_chunks(states, ends[:-1], passages[0].count)
+        alone = run.model(torch.from_numpy(rows[1])[None]).last_hidden_state[0]
+    want = alone[1 : 1 + size].mean(0), alone[-1 - size : -1].mean(0)
+    assert late.shape == (2, passages[0].count, alone.shape[1])
+    for got, mean in zip((late[1, 0], late[1, -1]), want, strict=True):
+        assert_close_rms("late chunk", got, torch.nn.functional.normalize(mean, dim=-1), 1e-5)
+    losses = []
+    run.run(evaluate_every=30, on_step=lambda progress: losses.append(progress.losses["late"]))
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+
+
 def test_a_run_learns_and_only_the_last_position_moves(make_run):
     run = make_run(steps=30, decay_steps=10, learning_rate=3e-3, chunk_weight=0.0, contrastive_weight=0.0)
     before = {name: x.clone() for name, x in run.model.state_dict().items()}

@@ -37,6 +37,8 @@ class LongTextConfig(RunConfig):
         embedding_weight: of 1 - cosine between a passage's embedding and the normalised mean over its chunks.
         contrastive_weight, temperature: of the cross entropy by which a passage finds the other one of its document
             among the batch (van den Oord et al. 2018).
+        late_weight: of 1 - cosine between the mean over a chunk's tokens where they stand in the passage (a late chunk)
+            and the embedding of the chunk alone.
         chunk_weight: of 1 - cosine for the chunks read one by one, so that short texts stay what they are.
         reset_share: share of the passages whose state is forgotten at a random token, positions going on.
         position_learning_rate: of the last row of the position table, which all tokens past it share.
@@ -57,6 +59,7 @@ class LongTextConfig(RunConfig):
     embedding_weight: float = 10.0
     contrastive_weight: float = 0.1
     temperature: float = 0.05
+    late_weight: float = 0.0
     chunk_weight: float = 10.0
     reset_share: float = 0.2
     position_learning_rate: float = 1e-4
@@ -244,10 +247,10 @@ class LongTextTrainer(TrainingLoop):
         inside = table.ids[table.starts[passage.first] : table.starts[passage.first + passage.count]]
         return np.concatenate([[self.special[0]], inside, [self.special[1]]])
 
-    def _embed(self, rows: Sequence[np.ndarray], resets: Sequence[int] = ()) -> torch.Tensor:
-        """Embeddings [N, D] of texts given as ids; the state is forgotten before each token of `resets`.
+    def _read(self, rows: Sequence[np.ndarray], resets: Sequence[int] = ()) -> tuple[torch.Tensor, list[int]]:
+        """Hidden states [1, T, D] of texts given as ids, and their N + 1 bounds.
 
-        resets: places in the row that the texts make together.
+        resets: places in the row that the texts make together; the state is forgotten before each.
         """
         device = self.accelerator.device
         ends = list(itertools.accumulate((len(row) for row in rows), initial=0))
@@ -257,21 +260,37 @@ class LongTextTrainer(TrainingLoop):
             input_ids=torch.from_numpy(np.concatenate(rows).astype(np.int64)).unsqueeze(0).to(device),
             position_ids=positions.to(device), cu_seq_lens_q=pieces,
         ).last_hidden_state  # fmt: skip
-        return packed_mean_pool(states, torch.tensor(ends, device=device))
+        return states, ends
+
+    def _embed(self, rows: Sequence[np.ndarray], resets: Sequence[int] = ()) -> torch.Tensor:
+        """Embeddings [N, D]; arguments as `_read`."""
+        states, ends = self._read(rows, resets)
+        return packed_mean_pool(states, torch.tensor(ends, device=states.device))
+
+    def _late_chunks(self, states: torch.Tensor, starts: Sequence[int], count: int) -> torch.Tensor:
+        """Means over the tokens of each chunk of passages read as a whole, normalised: [passages, count, D].
+
+        starts: where in the row of `states` each passage begins.
+        """
+        size = self.config.chunk_tokens - 2
+        inside = torch.stack([states[0, start + 1 : start + 1 + count * size] for start in starts])
+        return F.normalize(inside.unflatten(1, (count, size)).float().mean(2), dim=-1)
 
     def batch_losses(self, index):
         config, passages = self.config, self.batches[index]
         random = np.random.default_rng([config.seed, index, 1])
         rows = [self._ids(passage, self.tables) for passage in passages]
-        starts = itertools.accumulate((len(row) for row in rows[:-1]), initial=0)
+        starts = list(itertools.accumulate((len(row) for row in rows[:-1]), initial=0))
         resets = [
             start + int(random.integers(1, len(row)))
             for start, row in zip(starts, rows, strict=True)
             if random.random() < config.reset_share
         ]
-        ours = self._embed(rows, resets)
-        wanted = [self.cache.rows(np.array([self.places[c] for c in p.chunks])) for p in passages]
-        target = F.normalize(torch.from_numpy(np.stack([x.mean(0) for x in wanted])), dim=-1).to(ours.device)
+        states, ends = self._read(rows, resets)
+        ours = packed_mean_pool(states, torch.tensor(ends, device=states.device))
+        wanted = np.stack([self.cache.rows(np.array([self.places[c] for c in p.chunks])) for p in passages])
+        alone = torch.from_numpy(wanted).to(ours.device)  # [passages, chunks, D]
+        target = F.normalize(alone.mean(1), dim=-1)
         logits = (ours @ ours.T / config.temperature).fill_diagonal_(-torch.inf)
         partner = torch.arange(len(ours), device=ours.device) ^ 1
         losses = {
@@ -279,6 +298,9 @@ class LongTextTrainer(TrainingLoop):
             "contrastive": F.cross_entropy(logits, partner),
         }
         tokens = sum(map(len, rows))
+        if config.late_weight:
+            late = self._late_chunks(states, starts, passages[0].count)
+            losses["late"] = (1 - F.cosine_similarity(late, alone, dim=-1)).mean()
         if config.chunk_weight:
             # Of one passage a batch: as many tokens as that has.
             chosen = passages[int(random.integers(len(passages)))]
