@@ -75,7 +75,7 @@ def alternate(models: dict, texts: list[str], rounds: int, batch_size: int) -> d
     tokens = tokens_of(next(iter(models.values())), texts)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
-        model.encode(texts[: max(1, len(texts) // 8)], batch_size=batch_size)
+        model.encode(texts[: len(texts) // 8] or "A text to warm up.", batch_size=batch_size)
     for _ in range(rounds):
         for name, model in models.items():
             began = time.perf_counter()
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("examples/data/handbook.md"))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="for short texts; fewer for long ones")
-    parser.add_argument("--longest", type=int, default=ALONE[-1], help="leave out longer texts")
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS + ALONE, help="those above 32,768 LAM alone")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/encode_speed_DTYPE.json")
     parser.add_argument("--memory-of", nargs=2, metavar=("NAME", "TOKENS"), help="measure and print one point")
@@ -152,10 +152,8 @@ def main() -> None:
         both = [record[k] for file in files for record in read_records(file) for k in ("sentence1", "sentence2")]
         rows["sentences"] = alternate(models, list(dict.fromkeys(both))[:5000], arguments.rounds, 32)
         print("sentences", rows["sentences"], flush=True)
-    for tokens in LENGTHS + ALONE:
-        if tokens > arguments.longest:
-            continue
-        if tokens in ALONE:
+    for tokens in arguments.lengths:
+        if tokens > LENGTHS[-1]:
             text, short = cut(own, source, tokens, 1)[0], cut(own, source, 2_048, 16)
             rows[str(tokens)] = against_short(own, text, short, 1 if tokens == 1_000_000 else 2)
         else:
@@ -163,9 +161,9 @@ def main() -> None:
             rounds = arguments.rounds if tokens < 8_192 else 3 if tokens < 32_768 else 2
             rows[str(tokens)] = alternate(models, texts, rounds, 32)
         print(tokens, rows[str(tokens)], flush=True)
-    for tokens in () if arguments.no_memory else LENGTHS[1:] + ALONE:
+    for tokens in () if arguments.no_memory else arguments.lengths:
         for key, name in (("lam", arguments.model), ("baseline", BASELINE)):
-            if tokens > arguments.longest or (tokens in ALONE and key == "baseline"):
+            if tokens > LENGTHS[-1] and key == "baseline":
                 continue
             options = ("--text", arguments.text, "--dtype", arguments.dtype, "--memory-of", name, tokens)
             found = in_fresh_process(__file__, arguments.model, *options)

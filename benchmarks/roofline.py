@@ -44,7 +44,8 @@ def main() -> None:
     for tokens in (n for n in LENGTHS if n <= arguments.longest):
         texts = cut(model, source, tokens, max(1, 16_384 // tokens))
         count = sum(len(ids) for ids in model.tokenizer(texts, verbose=False)["input_ids"])
-        together = min(tokens, 2_048) if len(texts) == 1 else min(tokens * max(1, 4_096 // tokens), tokens * len(texts))
+        # As many rows as encode multiplies at once: a full token budget of short texts, a segment of a long one.
+        together = min(len(texts), max(1, model[0].budget // tokens)) * min(tokens, model[0].segment)
         inputs = {n: torch.randn(together, n, dtype=weights[0].dtype) for n in {w.shape[1] for w in weights}}
 
         calls = max(1, min(count, 32_768) // together)
