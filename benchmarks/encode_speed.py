@@ -161,7 +161,8 @@ def main() -> None:
             rounds = arguments.rounds if tokens < 8_192 else 3 if tokens < 32_768 else 2
             rows[str(tokens)] = alternate(models, texts, rounds, 32)
         print(tokens, rows[str(tokens)], flush=True)
-    for tokens in () if arguments.no_memory else arguments.lengths:
+    # long_encode.py measures the memory of longer texts.
+    for tokens in () if arguments.no_memory else [n for n in arguments.lengths if n <= ALONE[0]]:
         for key, name in (("lam", arguments.model), ("baseline", BASELINE)):
             if tokens > LENGTHS[-1] and key == "baseline":
                 continue
