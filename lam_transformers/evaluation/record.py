@@ -39,10 +39,10 @@ def commit_name() -> str:
 
 
 def command_line() -> str:
-    """The command as one would type it; of absolute paths only the last part, the rest is this machine's."""
+    """The command as one would type it; of paths outside the folder only the last part, the rest is this machine's."""
     program = Path(sys.argv[0])
     first = ["lam"] if program.name == "lam" else ["python", os.path.relpath(program)]
-    return shlex.join([*first, *(Path(x).name if os.path.isabs(x) else x for x in sys.argv[1:])])
+    return shlex.join([*first, *(Path(x).name if os.path.isabs(x) or x.startswith("..") else x for x in sys.argv[1:])])
 
 
 def environment() -> dict[str, Any]:
