@@ -47,12 +47,21 @@ def test_a_long_node_is_embedded_whole(embeddings, encoder, text):
     assert np.abs(np.array(index.vector_store.get(next(iter(index.docstore.docs)))) - got).max() < 1e-5
 
 
-def test_late_chunks_of_the_handbook(trained_model, text):
+@pytest.fixture(scope="module")
+def found_by_late_chunks(trained_model, text):
+    index = llama_index_late_chunks.build_index(trained_model, text, passage_spans)
+    return [llama_index_late_chunks.search(index, q["question"]) for q in read_questions()]
+
+
+def test_late_chunks_of_the_handbook(found_by_late_chunks):
     """One pass over the whole handbook; below the 0.88 of passages embedded one by one (docs/INTEGRATIONS.md)."""
-    index, questions = llama_index_late_chunks.build_index(trained_model, text, passage_spans), read_questions()
-    found = [llama_index_late_chunks.search(index, q["question"]) for q in questions]
-    assert all(len(texts) == 5 for texts in found)
-    assert recall(questions, found) >= 0.6
+    assert all(len(texts) == 5 for texts in found_by_late_chunks)
+    assert recall(read_questions(), found_by_late_chunks) >= 0.6
+
+
+@pytest.mark.xfail(reason="0.76: the weights have not been trained on long texts (docs/INTEGRATIONS.md)")
+def test_late_chunks_find_as_much_as_the_other_frameworks(found_by_late_chunks):
+    assert recall(read_questions(), found_by_late_chunks) >= 0.8
 
 
 def test_nodes_carry_late_chunk_embeddings(encoder, text):
