@@ -280,7 +280,7 @@ class LongTextTrainer(TrainingLoop):
         config, passages = self.config, self.batches[index]
         random = np.random.default_rng([config.seed, index, 1])
         rows = [self._ids(passage, self.tables) for passage in passages]
-        starts = list(itertools.accumulate((len(row) for row in rows[:-1]), initial=0))
+        starts = itertools.accumulate((len(row) for row in rows[:-1]), initial=0)
         resets = [
             start + int(random.integers(1, len(row)))
             for start, row in zip(starts, rows, strict=True)
@@ -299,7 +299,7 @@ class LongTextTrainer(TrainingLoop):
         }
         tokens = sum(map(len, rows))
         if config.late_weight:
-            late = self._late_chunks(states, starts, passages[0].count)
+            late = self._late_chunks(states, ends[:-1], passages[0].count)
             losses["late"] = (1 - F.cosine_similarity(late, alone, dim=-1)).mean()
         if config.chunk_weight:
             # Of one passage a batch: as many tokens as that has.
