@@ -19,7 +19,7 @@ import statistics
 import time
 from pathlib import Path
 
-from measuring import in_fresh_process
+from measuring import in_fresh_process, natural_sentences
 
 LENGTHS = (32, 128, 512, 2_048, 8_192, 32_768)
 ALONE = (131_072, 1_000_000)
@@ -93,16 +93,16 @@ def alternate(models: dict, texts: list[str], rounds: int, batch_size: int) -> d
 def against_short(model, text: str, short: list[str], rounds: int) -> dict:
     """Tokens/s on one long text and its ratio to that on short ones, which are read before and after it."""
 
-    def rate(texts: list[str]) -> float:
+    def rate(texts: list[str], tokens: int) -> float:
         began = time.perf_counter()
         model.encode(texts, batch_size=32)
-        return tokens_of(model, texts) / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - began)
 
-    tokens = tokens_of(model, [text])
-    around, rates = [rate(short)], []
+    tokens, short_tokens = tokens_of(model, [text]), tokens_of(model, short)
+    around, rates = [rate(short, short_tokens)], []
     for _ in range(rounds):
-        rates.append(rate([text]))
-        around.append(rate(short))
+        rates.append(rate([text], tokens))
+        around.append(rate(short, short_tokens))
     ratios = [x / statistics.mean(around[i : i + 2]) for i, x in enumerate(rates)]
     return {
         "texts": 1, "tokens": tokens, "rounds": rounds, "lam_tokens_per_second": round(statistics.median(rates)),
@@ -146,11 +146,7 @@ def main() -> None:
     rows: dict[str, dict] = {}
     models = {"lam": own, "baseline": load(BASELINE, arguments.dtype, max(LENGTHS))}
     if arguments.data:
-        from lam_transformers.training.data import read_records
-
-        files = [arguments.data / "sts" / f"stsb_{split}.jsonl.gz" for split in ("dev", "test")]
-        both = [record[k] for file in files for record in read_records(file) for k in ("sentence1", "sentence2")]
-        rows["sentences"] = alternate(models, list(dict.fromkeys(both))[:5000], arguments.rounds, 32)
+        rows["sentences"] = alternate(models, natural_sentences(arguments.data), arguments.rounds, 32)
         print("sentences", rows["sentences"], flush=True)
     for tokens in arguments.lengths:
         if tokens > LENGTHS[-1]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 # glibc then gives every block of a megabyte back when it is freed. By default it learns to keep such blocks; how much
@@ -24,3 +25,12 @@ def in_fresh_process(script: str, *arguments: Any, environment: dict[str, str] |
     if done.returncode:
         raise RuntimeError(f"{script} {arguments} ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def natural_sentences(data: Path) -> list[str]:
+    """The first 5,000 different sentences of the STS-B dev and test pairs in `data`/sts."""
+    from lam_transformers.training.data import read_records
+
+    files = [data / "sts" / f"stsb_{split}.jsonl.gz" for split in ("dev", "test")]
+    both = [record[name] for file in files for record in read_records(file) for name in ("sentence1", "sentence2")]
+    return list(dict.fromkeys(both))[:5000]

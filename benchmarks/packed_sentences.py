@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import torch
+from measuring import natural_sentences
 from sentence_transformers import SentenceTransformer
 
 from lam_transformers.conversion.export import export_model
 from lam_transformers.evaluation.record import write_result
-from lam_transformers.training.data import read_records
 
 
 def main() -> None:
@@ -27,9 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/packed_sentences.json"))
     arguments = parser.parse_args()
-    files = [arguments.data / "sts" / f"stsb_{split}.jsonl.gz" for split in ("dev", "test")]
-    both = [r[name] for file in files for r in read_records(file) for name in ("sentence1", "sentence2")]
-    sentences = list(dict.fromkeys(both))[:5000]
+    sentences = natural_sentences(arguments.data)
     with tempfile.TemporaryDirectory() as folder:
         export_model(arguments.model, folder, torch.float32, stock=True)
         stock = SentenceTransformer(folder, trust_remote_code=True)
