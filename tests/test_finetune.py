@@ -17,7 +17,7 @@ from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.conversion.export import export_model
 from lam_transformers.training import finetune
 from lam_transformers.training.data import normalise
-from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, encoder_of
+from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, ScoredPairsLoss, encoder_of
 from lam_transformers.training.losses import orthogonality_loss
 from lam_transformers.training.pairs import Source, cut_texts, read_source
 
@@ -73,8 +73,13 @@ def test_records_of_every_layout_become_rows(tmp_path, tokenizer):
     assert counts == {"kept": 1, "empty": 2, "missing fields": 1, "duplicate": 1}
     got, counts = rows([{"sentence1": "a", "sentence2": "b", "label": x} for x in (0, 1)])
     assert (got, counts["not a positive pair"]) == ([{"anchor": "a", "positive": "b"}], 1)
-    got, counts = rows([{"sentence1": "a", "sentence2": "b", "score": x} for x in ("3.5", "high")])
-    assert (got, counts["score is no number"]) == ([{"sentence1": "a", "sentence2": "b", "score": 3.5}], 1)
+    scored = [{"sentence1": "a", "sentence2": x, "score": x} for x in ("3.5", "high", "nan", "5", "0")]
+    got, counts = rows(scored)
+    assert got == [{"sentence1": "a", "sentence2": str(x), "score": float(x) / 5} for x in ("3.5", "5", "0")]
+    assert counts["score is no number"] == 2
+    assert [row["score"] for row in rows(scored, highest_score=10)[0]] == [0.35, 0.5, 0.0]
+    with pytest.raises(ValueError, match=r"highest score of .*x\.jsonl must be above 0, got 0"):
+        rows(scored[-1:])
     assert rows([{"anchor": "a", "positive": "b", "negative": "c"}])[0] == [
         {"anchor": "a", "positive": "b", "negative": "c"}
     ]
@@ -147,6 +152,21 @@ def test_cached_negatives_give_the_gradients_of_uncached_ones(make_model, tokeni
     assert cached[0] == pytest.approx(plain[0], rel=1e-5)
     for name in plain[1]:
         assert_close_rms(name, cached[1][name], plain[1][name], 1e-4)
+
+
+def test_the_loss_of_scored_pairs_is_cosent_and_the_squared_error(make_model, tokenizer):
+    encoder = encoder_of(make_model(), tokenizer).train()
+    scores = torch.tensor([0.2, 1.0, 0.2, 0.7])
+    columns = [["the dog", "a cat sleeps", "the house", "a man"], ["the cat", "a cat", "the old house", "the street"]]
+
+    def loss(cosine_weight):
+        return ScoredPairsLoss(encoder, 20.0, cosine_weight)([encoder.preprocess(x) for x in columns], scores).item()
+
+    first, second = (encoder(encoder.preprocess(x))["sentence_embedding"].double() for x in columns)
+    cosines = torch.nn.functional.cosine_similarity(first, second)
+    wrong = [(20 * (cosines[i] - cosines[j])).exp() for i in range(4) for j in range(4) if scores[i] < scores[j]]
+    assert loss(0.0) == pytest.approx(torch.log1p(sum(wrong)).item(), rel=1e-4)
+    assert loss(7.0) - loss(0.0) == pytest.approx(7 * (cosines - scores).square().mean().item(), rel=1e-3)
 
 
 def test_retention_is_distance_and_similarity_structure(make_model, tokenizer):

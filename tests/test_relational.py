@@ -24,6 +24,7 @@ from lam_transformers.training.data import (
     dropped,
     evaluation_sentences,
     load_or_tokenize,
+    nearest_groups,
     normalise,
     tokenize_texts,
 )
@@ -128,6 +129,22 @@ def test_every_epoch_of_packed_batches_holds_every_group_once(table):
     part = PackedBatches(table, tokens_per_batch=100, seed=5, group=4, max_texts=40)
     used = {int(i) for k in range(3 * part.batches_per_epoch) for i in part.rows(k)}
     assert len(used) == 40
+
+
+def test_groups_of_near_texts_are_near_and_hold_each_text_once():
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((30, 16))
+    rows = np.concatenate([centres + 0.05 * random.standard_normal((30, 16)) for _ in range(4)])  # row i: i % 30
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    groups = nearest_groups(rows, 4, seed=1)
+    assert groups.shape == (30, 4)
+    assert sorted(groups.ravel()) == list(range(120))
+    assert (groups % 30 == groups[:, :1] % 30).all()
+    assert np.array_equal(groups, nearest_groups(rows, 4, seed=1))
+    # Where neighbours are taken the rest make groups too; what fits no group is left out.
+    few = nearest_groups(rows[:50], 3, seed=1, reach=2)
+    assert few.shape == (16, 3)
+    assert len(set(few.ravel())) == 48
 
 
 def test_a_packed_batch_gives_the_embeddings_of_its_texts(table, tiny_model, tokenizer):
@@ -294,6 +311,18 @@ def test_a_resumed_relational_run_equals_an_uninterrupted_one(make_run, tmp_path
     assert dict(vars(second.progress), seconds=0) == dict(vars(whole.progress), seconds=0)
     with pytest.raises(ValueError, match=r"'margin': \(0\.2, 0\.5\)"):
         make_run(tmp_path / "parts", projection=projection, margin=0.5).run()
+
+
+def test_groups_of_neighbours_are_those_of_the_first_teacher(make_run, tmp_path):
+    run = make_run(tmp_path / "run", neighbours=True)
+    _, cache, places = run.sources[0]
+    groups = run.batches.rows(0).reshape(-1, 4)
+    found = torch.from_numpy(cache.rows(places[groups.ravel()])).view(-1, 4, cache.dimensions)
+    apart = torch.from_numpy(cache.rows(places[np.arange(groups.size)])).view(-1, 4, cache.dimensions)
+    within = [(x @ x.mT).mean() for x in (found, apart)]
+    assert within[0] > within[1]
+    again = make_run(tmp_path / "run", neighbours=True)
+    assert np.array_equal(run.batches.rows(3), again.batches.rows(3))
 
 
 def test_only_the_texts_of_the_run_are_embedded(make_run, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lam_transformers import streaming_lam
-from lam_transformers.streaming_lam import RunningPool, TextTokenizer, check_text
+from lam_transformers.streaming_lam import RunningPool, TextTokenizer, ahead, check_text
 
 ALPHABET = (
     "ab zA.[],!-\t\n\r\x00\x0b\x0c\x1c\x85\u00a0\u00ad\u0301\u0338\u200b\u2028\u3000\ufffd\ufeff"
@@ -125,3 +125,23 @@ def test_a_running_pool_is_the_pool_of_everything(mode):
 def test_an_empty_pool_says_so():
     with pytest.raises(ValueError, match="nothing to pool"):
         RunningPool("mean").result()
+
+
+def test_ahead_yields_everything_and_hands_errors_on():
+    made = []
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            yield i
+        raise ValueError("broken")
+
+    got = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in ahead(items()):
+            got.append(item)
+    assert got == [0, 1, 2, 3]
+    assert list(ahead([])) == []
+    some = ahead(iter(range(100)))
+    assert next(some) == 0
+    some.close()  # the thread ends with the generator

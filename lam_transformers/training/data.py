@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -277,20 +278,23 @@ class PackedBatches:
             starts = np.sort(np.random.default_rng(seed).permutation(starts)[: max(max_texts // group, 1)])
         if not len(starts):
             raise ValueError(f"Too few texts: a group has {group}, the table {len(table)}.")
-        self._starts = starts
-        self._tokens = table.starts[starts + group] - table.starts[starts]
-        self.batches_per_epoch = max(int(self._tokens.sum()) // max(tokens_per_batch, int(self._tokens.max())), 1)
+        self.regroup(starts[:, None] + np.arange(group))
+
+    def regroup(self, groups: np.ndarray) -> None:
+        """Make batches of these groups. groups: rows of the table [groups, texts of a group]."""
+        self._groups, self._tokens = groups, self.table.lengths[groups].sum(1)
+        longest = max(self.tokens_per_batch, int(self._tokens.max()))
+        self.batches_per_epoch = max(int(self._tokens.sum()) // longest, 1)
         self._epoch = -1
         self._batches: list[np.ndarray] = []
 
     def _prepare(self, epoch: int) -> None:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._groups))
         filled = np.cumsum(self._tokens[order]) - self._tokens[order]
         # Equal shares of the epoch's tokens: a group goes to the batch in which it begins.
         share = filled * self.batches_per_epoch // int(self._tokens.sum())
         cuts = np.searchsorted(share, np.arange(1, self.batches_per_epoch))
-        rows = self._starts[order][:, None] + np.arange(self.group)
-        self._batches = [batch.ravel() for batch in np.split(rows, cuts)]
+        self._batches = [batch.ravel() for batch in np.split(self._groups[order], cuts)]
         self._epoch = epoch
 
     def rows(self, index: int) -> np.ndarray:
@@ -305,6 +309,31 @@ class PackedBatches:
         rows = self.rows(index)
         ids = [self.table.ids[self.table.starts[i] : self.table.starts[i + 1]] for i in rows]
         return rows, np.concatenate(ids).astype(np.int64), _bounds([len(x) for x in ids])
+
+
+def nearest_groups(embeddings: np.ndarray, size: int, seed: int = 0, reach: int = 64) -> np.ndarray:
+    """Groups of texts near each other: row numbers [N // size, size], each row at most once.
+
+    In random order, a text that is still free takes the nearest free ones among its `reach` nearest; those that find
+    too few make groups of what is left.
+
+    Args:
+        embeddings: [N, D], L2-normalised.
+    """
+    count, random = len(embeddings), np.random.default_rng(seed)
+    x = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
+    near = np.concatenate([(part @ x.T).topk(min(reach + 1, count)).indices.numpy() for part in x.split(1024)])
+    free, groups = np.ones(count, dtype=bool), []
+    for i in random.permutation(count):
+        if not free[i]:
+            continue
+        others = [j for j in near[i] if free[j] and j != i][: size - 1]
+        if len(others) == size - 1:
+            groups.append([i, *others])
+            free[groups[-1]] = False
+    left = random.permutation(np.flatnonzero(free))
+    left = left[: len(left) // size * size].reshape(-1, size)
+    return np.concatenate([np.array(groups, dtype=np.int64).reshape(-1, size), left])
 
 
 def evaluation_sentences(files: Iterable[Path]) -> frozenset[str]:

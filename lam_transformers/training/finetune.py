@@ -53,12 +53,13 @@ class FinetuneConfig(RunConfig):
     """What decides a run of fine-tuning.
 
     Attributes:
-        sources: fields of a `Source` each. Scored pairs are learnt by CoSENT, pairs and triplets against the other
-            texts of the batch. Batches come from the sources in proportion to their numbers of rows.
+        sources: fields of a `Source` each. Scored pairs are learnt by `ScoredPairsLoss`, pairs and triplets against the
+            other texts of the batch. Batches come from the sources in proportion to their numbers of rows.
         batch_size: rows (pairs, triplets, texts) in a batch.
         mini_batch_size: larger batches of pairs and triplets go through the model in parts of so many, with cached
             gradients (Gao et al. 2021), so that memory does not bound `batch_size`.
         scale: inverse temperature of both losses.
+        cosine_weight: of the squared error in `ScoredPairsLoss`.
         dimensions: the losses are averaged over these numbers of leading dimensions (Matryoshka); empty: all only.
         retention_text: files or folders of texts whose embeddings should stay what they were before the stage.
         retention_texts: so many of them, chosen at random; they are a source of their own.
@@ -76,6 +77,7 @@ class FinetuneConfig(RunConfig):
     batch_size: int = 32
     mini_batch_size: int = 64
     scale: float = 20.0
+    cosine_weight: float = 200.0
     dimensions: list[int] = field(default_factory=list)
     retention_text: list[str] = field(default_factory=list)
     retention_texts: int = 0
@@ -90,6 +92,23 @@ class FinetuneConfig(RunConfig):
             raise ValueError(f"Give these sources names of their own: {', '.join(twice)}.")
         if self.retention_texts and not self.retention_text:
             raise ValueError("retention_texts needs retention_text: files or folders of texts.")
+
+
+class ScoredPairsLoss(losses.CoSENTLoss):
+    """CoSENT + cosine_weight mean((cosine - score)^2), scores [B], 1 for the same meaning.
+
+    CoSENT (Su 2022) asks only for the order of the pairs of a batch: the cosines are then free to bend away from the
+    scores, and a correlation that is not one of ranks falls.
+    """
+
+    def __init__(self, model: SentenceTransformer, scale: float, cosine_weight: float):
+        super().__init__(model, scale=scale)
+        self.cosine_weight = cosine_weight
+
+    def compute_loss_from_embeddings(self, embeddings: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        loss = super().compute_loss_from_embeddings(embeddings, labels)
+        cosines = F.cosine_similarity(embeddings[0].float(), embeddings[1].float())
+        return loss + self.cosine_weight * F.mse_loss(cosines, labels.float().view(-1))
 
 
 class RetentionLoss(nn.Module):
@@ -287,7 +306,7 @@ class Finetuner:
         if name == "retention":
             return RetentionLoss(model, config.retention_weight, config.retention_similarity_weight)
         if "score" in data.column_names:
-            loss: nn.Module = losses.CoSENTLoss(model, scale=config.scale)
+            loss: nn.Module = ScoredPairsLoss(model, config.scale, config.cosine_weight)
         elif config.batch_size > config.mini_batch_size:
             loss = losses.CachedMultipleNegativesRankingLoss(
                 model, scale=config.scale, mini_batch_size=config.mini_batch_size

@@ -1,6 +1,7 @@
 """Pairs, triplets and scored pairs for fine-tuning, from files in the layouts that such data sets come in."""
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ class Source:
         path: file or folder.
         name: of the source in logs; the path's by default.
         labels: label -> score, for records whose `label` says how alike a pair is (entailment: 1, neutral: 0.5).
+        highest_score: the score of two texts that mean the same, 5 in STS-B; None: the highest that the source has. The
+            scores of the rows are divided by it.
         max_records: at most so many, chosen at random.
         hard_negatives: so many negatives for each pair, mined with the model before the stage.
         word_dropout: one more copy of each record, with this share of the words of its anchor left out.
@@ -42,6 +45,7 @@ class Source:
     path: str
     name: str = ""
     labels: dict[str, float] | None = None
+    highest_score: float | None = None
     max_records: int | None = None
     hard_negatives: int = 0
     word_dropout: float = 0.0
@@ -86,8 +90,12 @@ def _rows_of(record: dict, labels: dict[str, float] | None) -> Iterator[dict | s
             yield dict(zip(("anchor", "positive", "negative"), texts, strict=False))
             continue
         try:
-            yield {"sentence1": texts[0], "sentence2": texts[1], "score": float(score)}
+            number = float(score)
         except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            yield {"sentence1": texts[0], "sentence2": texts[1], "score": number}
+        else:
             yield "score is no number"
 
 
@@ -132,6 +140,11 @@ def read_source(
     if source.max_records is not None and len(rows) > source.max_records:
         counts["over max_records"] = len(rows) - source.max_records
         rows = random.Random(seed).sample(rows, source.max_records)
+    if "score" in rows[0]:
+        highest = max(row["score"] for row in rows) if source.highest_score is None else source.highest_score
+        if not highest > 0:
+            raise ValueError(f"The highest score of {source.path} must be above 0, got {highest}.")
+        rows = [row | {"score": row["score"] / highest} for row in rows]
     rows = _cut(rows, tokenizer, max_length)
     counts["kept"] = len(rows)
     if source.word_dropout:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..evaluation.embedding import embed_texts, packed_mean_pool
 from .cache import EmbeddingCache, Teacher, teacher_embeddings
-from .data import PackedBatches, TokenTable
+from .data import PackedBatches, TokenTable, nearest_groups
 from .loop import RunConfig, TrainingLoop, last_checkpoint
 from .losses import margin_loss, similarity_loss, structure_loss
 
@@ -28,6 +28,8 @@ class RelationalConfig(RunConfig):
         teachers: name, weight and prompt of each, see `Teacher`.
         group_size, max_texts: see `PackedBatches`. A part of the texts, seen in several epochs, needs fewer embeddings
             of the teacher.
+        neighbours: make the groups of texts that are near for the first teacher, see `nearest_groups`, not of texts
+            that stand behind each other.
         structure_weight, temperature, teacher_temperature: see `structure_loss`.
         similarity_weight: see `similarity_loss`.
         margin_weight, margin: see `margin_loss`.
@@ -48,6 +50,7 @@ class RelationalConfig(RunConfig):
     group_size: int = 4
     max_length: int = 128
     max_texts: int | None = None
+    neighbours: bool = False
     structure_weight: float = 1.0
     temperature: float = 0.05
     teacher_temperature: float = 0.05
@@ -98,6 +101,9 @@ class RelationalDistiller(TrainingLoop):
             places = np.full(len(table), -1)
             places[rows] = found
             self.sources.append((teacher, cache, places))
+        if config.neighbours:
+            _, cache, places = self.sources[0]
+            self.batches.regroup(rows[nearest_groups(cache.rows(places[rows]), config.group_size, config.seed)])
         fresh = last_checkpoint(folder) is None
         helpers = nn.ModuleList(
             self._projection(student, tokenizer, cache, found, texts, config.projection, fresh)
