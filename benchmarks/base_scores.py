@@ -1,9 +1,11 @@
-"""STS-B (dev and test) and retrieval (Cranfield, CISI) of LAM and its teacher, in one harness.
+"""STS-B (dev and test), SICK-R (dev) and retrieval (Cranfield, CISI) of LAM and its teachers, in one harness.
 
     python benchmarks/base_scores.py LAM-base-v1 --baseline all-MiniLM-L6-v2 --data DIR
 
-DIR holds sts/stsb_dev.jsonl.gz, sts/stsb_test.jsonl.gz and retrieval/{cranfield,cisi} in the BEIR layout. A model is a
-folder or Hub id; texts go through transformers directly, mean-pooled, cosine similarity, float32.
+DIR holds sts/{stsb_dev,stsb_test,sickr_dev}.jsonl.gz and retrieval/{cranfield,cisi} in the BEIR layout. A model is a
+folder or Hub id; texts go through transformers directly, mean-pooled, cosine similarity, float32. STS with 95 %
+bootstrap intervals over the pairs, and with the leading 256, 128 and 64 dimensions. A `--sts-baseline` is scored on STS
+only.
 """
 
 import argparse
@@ -19,8 +21,10 @@ from lam_transformers.evaluation.record import write_result
 from lam_transformers.evaluation.retrieval import evaluate_retrieval
 from lam_transformers.evaluation.sts import evaluate_sts
 
+RESAMPLES = 1000
 
-def scores(name: str, data: Path, max_length: int | None) -> dict:
+
+def scores(name: str, data: Path, max_length: int | None, retrieval: bool = True) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(base_path(name))
     model = AutoModel.from_pretrained(base_path(name), dtype=torch.float32).eval()
 
@@ -28,9 +32,9 @@ def scores(name: str, data: Path, max_length: int | None) -> dict:
         return embed_texts(model, tokenizer, texts, max_length)
 
     result: dict = {"model": name, "max_length": max_length}
-    for split in ("dev", "test"):
-        result[f"stsb_{split}"] = evaluate_sts(encode, data / f"sts/stsb_{split}.jsonl.gz")
-    for task in ("cranfield", "cisi"):
+    for task in ("stsb_dev", "stsb_test", "sickr_dev"):
+        result[task] = evaluate_sts(encode, data / f"sts/{task}.jsonl.gz", (256, 128, 64), RESAMPLES)
+    for task in ("cranfield", "cisi") if retrieval else ():
         result[task] = evaluate_retrieval(encode, data / "retrieval" / task)
     return result
 
@@ -39,14 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--baseline", default="all-MiniLM-L6-v2")
+    parser.add_argument("--sts-baseline", action="append", default=[], help="may be given several times")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/base_scores.json"))
     arguments = parser.parse_args()
     # The baseline's position table ends at 512; 256 is what its own configuration cuts at.
-    runs = [(arguments.model, None), (arguments.baseline, 512), (arguments.baseline, 256)]
+    runs = [(arguments.model, None, True), (arguments.baseline, 512, True), (arguments.baseline, 256, True)]
+    runs += [(name, 512, False) for name in arguments.sts_baseline]
     rows = []
-    for name, max_length in runs:
-        rows.append(scores(name, arguments.data, max_length))
+    for name, max_length, retrieval in runs:
+        rows.append(scores(name, arguments.data, max_length, retrieval))
         print(rows[-1], flush=True)
     write_result(arguments.out, {"models": rows})
 

@@ -318,6 +318,17 @@ def test_a_full_disk_keeps_the_last_checkpoint(make_run, monkeypatch):
     assert make_run("run").progress.step == 2
 
 
+def test_another_model_is_tuned_whole_or_not_at_all(make_run, tiny_bert, folder, tmp_path):
+    def tuned(**changes):
+        settings = {"steps": 2, "sources": [{"path": "scored.jsonl"}], "bf16": False} | changes
+        return Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+
+    with pytest.raises(ValueError, match="is no LAM: set train_everything"):
+        tuned()
+    with pytest.raises(ValueError, match=r"no parameter's name begins with 'encoder\.layer\.9\.'"):
+        tuned(train_everything=True, frozen=["encoder.layer.9."]).run()
+
+
 def test_sources_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="at least one of `sources`"):
         FinetuneConfig()

@@ -3,9 +3,11 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ pytest.importorskip("scipy", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
 
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
 
 from lam_transformers import LAMEncoder
 from lam_transformers.cli import app
@@ -97,6 +100,31 @@ def small_recipe(tiny_bert, tmp_path):
     }  # fmt: skip
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole))
     return tmp_path / "whole.yaml"
+
+
+def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path, tiny_bert):
+    content = yaml.safe_load(small_recipe.read_text())
+    tune = {"train_everything": True, "frozen": ["embeddings.", "encoder.layer.0."], "retention_texts": 0}
+    teacher = {"recipe": "three.yaml", "name": "teacher", "start": str(tiny_bert), "settings": tune}
+    second = {"recipe": "two.yaml", "settings": {"teachers": [{"name": "stage:teacher", "weight": 2.0}]}}
+    content |= {"stages": [{"recipe": "one.yaml", "settings": {"teacher_forced_steps": 0}}, teacher, second]}
+    (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
+    out = tmp_path / "run"
+    command = ("train", "run", tmp_path / "taught.yaml", "--data", data, "--out", out)
+    lam(*command)
+    before = AutoModel.from_pretrained(tiny_bert).state_dict()
+    after = AutoModel.from_pretrained(out / "2-teacher" / "best").state_dict()
+    moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert moved
+    assert all(name.startswith("encoder.layer.") and ".0." not in name for name in moved)
+    record = json.loads((out / "3-relational" / "checkpoint" / "progress.json").read_text())
+    assert record["config"]["teachers"] == [{"name": str(out / "2-teacher" / "best"), "weight": 2.0}]
+    started = [json.loads((out / name / "start.json").read_text()) for name in ("2-teacher", "3-relational")]
+    assert [Path(x["student"]).name for x in started] == [tiny_bert.name, "best"]
+    lam(*command)  # nothing is left to do
+    content["stages"] = ["one.yaml", second]
+    (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
+    assert "no stage before it is called teacher" in lam(*command[:-1], tmp_path / "other", code=1)
 
 
 def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, data, tmp_path, monkeypatch):

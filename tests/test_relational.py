@@ -26,6 +26,7 @@ from lam_transformers.training.data import (
     load_or_tokenize,
     nearest_groups,
     normalise,
+    read_texts,
     tokenize_texts,
 )
 from lam_transformers.training.losses import margin_loss, similarity_loss, structure_loss
@@ -110,6 +111,19 @@ def test_sentences_of_corpora_and_queries_are_excluded_too(tmp_path):
     with pytest.raises(ValueError, match="no text"):
         evaluation_sentences([tmp_path / "empty.jsonl"])
     assert dropped({"a": 3, "a: duplicate": 2, "b: duplicate": 1}) == {"duplicate": 3}
+
+
+def test_a_file_may_give_a_sample_of_its_texts(tmp_path):
+    for name, count in (("a", 50), ("b", 5)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {i}" for i in range(count)))
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    got = [text for _, text in read_texts(files, limits={"a.txt": 8, "b.txt": 9})]
+    chosen = [int(text[2:]) for text in got if text.startswith("a")]
+    assert len(chosen) == 8
+    assert chosen == sorted(set(chosen))
+    assert max(chosen) > 20
+    assert got[8:] == [f"b {i}" for i in range(5)]
+    assert got == [text for _, text in read_texts(files, limits={"a.txt": 8})]
 
 
 def test_every_epoch_of_packed_batches_holds_every_group_once(table):

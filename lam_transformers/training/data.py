@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import lzma
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -65,22 +66,29 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
     return sorted(set(files))
 
 
-def read_texts(files: Iterable[Path], hub_dataset: str | None = None) -> Iterator[tuple[str, str]]:
+def read_texts(
+    files: Iterable[Path], hub_dataset: str | None = None, limits: dict[str, int] | None = None
+) -> Iterator[tuple[str, str]]:
     """(name of the source, text) of every non-empty text field of the files and of a Hub data set's train split.
+
+    Args:
+        limits: texts to take of a file, by its name; they are chosen at random, always the same, and keep their order.
 
     Raises ValueError for a file in which no record has a text field.
     """
     for path in files:
-        count = 0
         if path.suffix == ".txt":
             records: Iterable[dict] = ({"text": line} for line in open_text(path))
         else:
             records = read_records(path)
-        for record in records:
-            for text in _texts_of(record):
-                count += 1
-                yield path.name, text
-        if not count:
+        texts: Iterable[str] = (text for record in records for text in _texts_of(record))
+        if limits and path.name in limits:
+            texts = sample(texts, limits[path.name])
+        empty = True
+        for text in texts:
+            empty = False
+            yield path.name, text
+        if empty:
             raise ValueError(f"{path} has no text: expected one of the fields {', '.join(TEXT_FIELDS)}.")
     if hub_dataset is not None:
         from datasets import load_dataset
@@ -88,6 +96,16 @@ def read_texts(files: Iterable[Path], hub_dataset: str | None = None) -> Iterato
         for record in load_dataset(hub_dataset, split="train", streaming=True):
             for text in _texts_of(record):
                 yield hub_dataset, text
+
+
+def sample(items: Iterable, count: int, seed: int = 0) -> list:
+    """`count` of the items, each as likely as another, in their order (reservoir sampling)."""
+    pick, kept = random.Random(seed), {}
+    for i, item in enumerate(items):
+        place = i if i < count else pick.randrange(i + 1)
+        if place < count:
+            kept[place] = (i, item)
+    return [item for _, item in sorted(kept.values(), key=lambda pair: pair[0])]
 
 
 def _texts_of(record: dict) -> list[str]:
@@ -358,8 +376,9 @@ def dropped(counts: Counter) -> dict[str, int]:
 
 
 def load_or_tokenize(
-    folder, sources, hub_dataset, exclude, tokenizer, max_length, progress=None, keep_texts: bool = False
-) -> TokenTable:
+    folder, sources, hub_dataset, exclude, tokenizer, max_length, progress=None, keep_texts: bool = False,
+    limits: dict[str, int] | None = None,
+) -> TokenTable:  # fmt: skip
     """The token table of a run, from `folder`/tokens.npz or else made from the sources and kept there.
 
     `folder`/data.json records what the table was made from, with the texts kept and dropped by source.
@@ -368,12 +387,16 @@ def load_or_tokenize(
     """
     folder = Path(folder)
     files = find_files(sources)
-    made_from = {
-        "files": {path.name: path.stat().st_size for path in files},
-        "hub_dataset": hub_dataset,
-        "excluded": [Path(path).name for path in exclude],
-        "max_length": max_length,
-    } | ({"texts_kept": True} if keep_texts else {})
+    made_from = (
+        {
+            "files": {path.name: path.stat().st_size for path in files},
+            "hub_dataset": hub_dataset,
+            "excluded": [Path(path).name for path in exclude],
+            "max_length": max_length,
+        }
+        | ({"texts_kept": True} if keep_texts else {})
+        | ({"limits": limits} if limits else {})
+    )
     table_path, record_path = folder / "tokens.npz", folder / "data.json"
     if table_path.exists() and record_path.exists():
         kept = json.loads(record_path.read_text())
@@ -382,7 +405,7 @@ def load_or_tokenize(
                 f"{table_path} was made from {kept['made_from']}, not from {made_from}; use another folder."
             )
         return TokenTable.load(table_path)
-    texts = read_texts(files, hub_dataset)
+    texts = read_texts(files, hub_dataset, limits)
     sentences = evaluation_sentences(exclude)
     table, counts = tokenize_texts(texts, tokenizer, max_length, sentences, progress, keep_texts)
     table.save(table_path)

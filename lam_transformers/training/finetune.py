@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +25,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..configuration_lam import LAMConfig
 from ..evaluation.sts import evaluate_sts
 from ..modeling_lam import LAMModel
 from ..sentence_transformers_module import LAMTransformer
-from .cache import EmbeddingCache, model_key
-from .data import evaluation_sentences, find_files, normalise, read_texts
+from .cache import EmbeddingCache, Teacher, model_key
+from .data import evaluation_sentences, find_files, normalise, read_texts, sample
 from .loop import (
     Progress,
     RunConfig,
@@ -61,6 +61,7 @@ class FinetuneConfig(RunConfig):
         scale: inverse temperature of both losses.
         cosine_weight: of the squared error in `ScoredPairsLoss`.
         dimensions: the losses are averaged over these numbers of leading dimensions (Matryoshka); empty: all only.
+        frozen: how the names of the parameters begin that stay as they are, such as encoder.layer.0. in a BERT.
         retention_text: files or folders of texts whose embeddings should stay what they were before the stage.
         retention_texts: so many of them, chosen at random; they are a source of their own.
         retention_weight, retention_similarity_weight: of 1 - cosine to the embedding before, and of `similarity_loss`.
@@ -79,6 +80,7 @@ class FinetuneConfig(RunConfig):
     scale: float = 20.0
     cosine_weight: float = 200.0
     dimensions: list[int] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
     retention_text: list[str] = field(default_factory=list)
     retention_texts: int = 0
     retention_weight: float = 10.0
@@ -134,6 +136,20 @@ class RetentionLoss(nn.Module):
 def encoder_of(model: LAMModel, tokenizer) -> SentenceTransformer:
     """A LAM with mean pooling and normalisation, as `lam export` makes it."""
     return SentenceTransformer(modules=[LAMTransformer(model, tokenizer), Normalize()], device=str(model.device))
+
+
+def load_encoder(student: str | Path) -> SentenceTransformer:
+    """A LAM folder as `encoder_of` makes it; another model, by folder or Hub id, as sentence-transformers loads it."""
+    if is_lam(student):
+        tokenizer = AutoTokenizer.from_pretrained(student)
+        return encoder_of(LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer)
+    return Teacher(str(student)).load().requires_grad_()
+
+
+def is_lam(student: str | Path) -> bool:
+    """Whether a folder holds a LAM."""
+    path = Path(student) / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == LAMConfig.model_type
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -210,7 +226,8 @@ class Finetuner:
     """A run of fine-tuning, from a start or from its last checkpoint.
 
     Args:
-        student: LAM folder to start from.
+        student: LAM folder to start from; or another model that sentence-transformers loads, to make a teacher of it
+            (with `train_everything`, and perhaps `frozen`).
         config: what to do.
         folder: for checkpoints, log.jsonl, data.json, mined negatives and the best model (`folder`/best).
         dev_file: pair file for validation (STS-B dev). Selection looks at nothing else.
@@ -221,7 +238,8 @@ class Finetuner:
         tensorboard: also log for TensorBoard.
 
     Raises:
-        ValueError: for sources without pairs, or if `folder` holds a run with another configuration.
+        ValueError: for sources without pairs or settings that only a LAM can have, or if `folder` holds a run with
+            another configuration.
         FloatingPointError: if the loss is not finite; the last checkpoint is kept.
         OSError: if a checkpoint cannot be written; the one before is kept.
     """
@@ -238,13 +256,14 @@ class Finetuner:
             refuse_changes(self.folder, config.difference(record["config"]))
             self.progress = Progress(**record["progress"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = AutoTokenizer.from_pretrained(student)
-        self.encoder = encoder_of(LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer)
+        self.encoder = load_encoder(student)
+        if not is_lam(student) and (config.orthogonality_weight or not config.train_everything):
+            raise ValueError(f"{student} is no LAM: set train_everything, and no orthogonality_weight.")
         excluded = evaluation_sentences(exclude)
         self.data, counts, sources = DatasetDict(), {}, [Source(**source) for source in config.sources]
         for source in sources:
             rows, counts[source.name] = read_source(
-                source, tokenizer, config.max_length, excluded, config.seed, self.root
+                source, self.encoder.tokenizer, config.max_length, excluded, config.seed, self.root
             )
             self.data[source.name] = self._with_negatives(source, rows)
         if config.retention_texts:
@@ -279,15 +298,11 @@ class Finetuner:
         return Dataset.from_list(rows)
 
     def _retention(self, excluded: frozenset[str], cache_folder, progress) -> Dataset:
-        config, pick = self.config, random.Random(self.config.seed)
-        texts: list[str] = []
-        for i, (_, text) in enumerate(read_texts(find_files(self.root / path for path in config.retention_text))):
-            # Reservoir sampling: every text has the same chance, whatever their number.
-            place = i if i < config.retention_texts else pick.randrange(i + 1)
-            if place < config.retention_texts:
-                texts[place : place + 1] = [text]
-        texts = sorted({text for text in texts if normalise(text) not in excluded})
-        texts = list(dict.fromkeys(cut_texts(texts, self.encoder[0].tokenizer, config.max_length)))
+        config = self.config
+        found = read_texts(find_files(self.root / path for path in config.retention_text))
+        chosen = sample((text for _, text in found), config.retention_texts, config.seed)
+        texts = sorted({text for text in chosen if normalise(text) not in excluded})
+        texts = list(dict.fromkeys(cut_texts(texts, self.encoder.tokenizer, config.max_length)))
         cache = EmbeddingCache(Path(cache_folder) / f"before-{model_key(self.encoder)}", self._width)
         advance = None if progress is None else progress("Embedding by the model before", len(texts))
 
@@ -299,7 +314,9 @@ class Finetuner:
 
     @property
     def _width(self) -> int:
-        return self.encoder[0].get_embedding_dimension()
+        width = self.encoder.get_embedding_dimension()
+        assert width is not None
+        return width
 
     def _loss(self, name: str, data: Dataset) -> nn.Module:
         config, model = self.config, self.encoder
@@ -328,8 +345,8 @@ class Finetuner:
         """Train until `config.steps` (or for `stop_after` updates) and return where the run stands."""
         if self.progress.step >= self.config.steps:
             return self.progress
-        config, model = self.config, self.encoder[0].model
-        groups = parameter_groups(model, learning_rates(model, config), config.weight_decay)
+        config, model = self.config, self.encoder.transformers_model
+        groups = parameter_groups(model, self._rates(model), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
         arguments = SentenceTransformerTrainingArguments(
@@ -350,6 +367,18 @@ class Finetuner:
         trainer.run = self
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         return self.progress
+
+    def _rates(self, model: nn.Module) -> dict[str, float]:
+        """The learning rate of every parameter that is trained, by name."""
+        rates = learning_rates(model, self.config)
+        for prefix in self.config.frozen:
+            names = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+            if not names:
+                raise ValueError(f"frozen: no parameter's name begins with {prefix!r}.")
+            for name in names:
+                rates.pop(name, None)
+                model.get_parameter(name).requires_grad_(False)
+        return rates
 
     def evaluate(self, log: RunLog) -> None:
         """Score on dev; keep the model in `folder`/best if it is the best so far."""

@@ -4,7 +4,7 @@ import difflib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from ..checks_lam import weights_checksum
 from ..conversion.export import export_model
 from ..conversion.from_bert import init_model, parse_gate
 from ..modeling_lam import LAMModel
+from .cache import Teacher, model_key
 from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
-from .finetune import FinetuneConfig, Finetuner
+from .finetune import FinetuneConfig, Finetuner, is_lam
 from .longtext import LongTextConfig, LongTextTrainer
 from .loop import Progress, RunConfig, replace_folder
 from .plots import plot_run
@@ -46,10 +47,13 @@ class Stage:
 
     Attributes:
         stage: "distill", "relational", "finetune" or "longtext".
+        start: Hub id or folder of another model to fine-tune in this stage, to be a teacher: later stages name it by
+            stage:NAME, and the next one starts from the stage before. Otherwise a stage starts from the one before.
         name: of its folder in the run of a recipe; by default the stage's.
         dev: pair file for validation and selection.
         settings: fields of the stage's configuration.
         text: files and folders of training texts ("distill", "relational").
+        text_limits: texts to take of a file, by its name, see `read_texts`; all of the others.
         hub_dataset: Hub data set with a text column, besides or instead of them.
         exclude: evaluation sets; training texts that equal one of their sentences are dropped.
         teacher: of "distill"; those of "relational" are in its settings.
@@ -60,8 +64,10 @@ class Stage:
     stage: str
     dev: str
     name: str = ""
+    start: str = ""
     settings: dict = field(default_factory=dict)
     text: list[str] = field(default_factory=list)
+    text_limits: dict[str, int] = field(default_factory=dict)
     hub_dataset: str | None = None
     exclude: list[str] = field(default_factory=list)
     teacher: str = "all-MiniLM-L6-v2"
@@ -73,6 +79,8 @@ class Stage:
         self.name = self.name or self.stage
         if self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}.")
+        if self.start and self.stage != "finetune":
+            raise ValueError(f"Stage {self.name}: only fine-tuning starts from another model, not {self.stage}.")
 
     @property
     def config(self) -> RunConfig:
@@ -247,7 +255,7 @@ def _table(stage, config, out, data, exclude, tokenizer, show):
     keep_texts = not isinstance(config, DistillConfig)
     sources = [data / path for path in stage.text]
     return load_or_tokenize(
-        out, sources, stage.hub_dataset, exclude, tokenizer, config.max_length, advance, keep_texts=keep_texts
+        out, sources, stage.hub_dataset, exclude, tokenizer, config.max_length, advance, keep_texts, stage.text_limits
     )
 
 
@@ -263,7 +271,8 @@ def _teacher(stage: Stage, tokenizer, student):
 
 def _check_start(student: Path, out: Path) -> None:
     """Remember what a run started from; raise ValueError if that was something else."""
-    fingerprint = LAMModel.from_pretrained(student).fingerprint()
+    lam = is_lam(student)
+    fingerprint = LAMModel.from_pretrained(student).fingerprint() if lam else model_key(Teacher(str(student)).load())
     record = out / "start.json"
     if not record.exists():
         record.write_text(json.dumps({"student": Path(student).name, "fingerprint": fingerprint}) + "\n")
@@ -272,6 +281,17 @@ def _check_start(student: Path, out: Path) -> None:
             f"{out} holds a run that started from other weights (fingerprint {then}) than {student} ({fingerprint}): "
             "an earlier stage has changed. Use another folder, or delete that one."
         )
+
+
+def _with_teachers(stage: Stage, made: dict[str, str]) -> Stage:
+    """The stage with the folders of teachers that earlier stages made. Raises ValueError for one that none did."""
+    teachers = [dict(teacher) for teacher in stage.settings.get("teachers", [])]
+    for teacher in teachers:
+        name = teacher.get("name", "")
+        if name.startswith("stage:") and name not in made:
+            raise ValueError(f"Stage {stage.name}: no stage before it is called {name.removeprefix('stage:')}.")
+        teacher["name"] = made.get(name, name)
+    return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
 
 
 def run_recipe(
@@ -296,13 +316,15 @@ def run_recipe(
     if not (student / "model.safetensors").exists():
         gate = parse_gate(recipe.gate)
         replace_folder(student, lambda folder: init_model(base_path(recipe.base), folder, gate, recipe.seed))
-    done = []
+    done: list[tuple[Stage, Path, Progress]] = []
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
         on_step = None if on_stage is None else on_stage(stage)
-        progress = run_stage(stage, student, folder, data, out / "teachers", show, on_step)
+        start = Path(base_path(stage.start)) if stage.start else student
+        made = {f"stage:{earlier.name}": str(path / "best") for earlier, path, _ in done}
+        progress = run_stage(_with_teachers(stage, made), start, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
-        student = folder / "best"
+        student = student if stage.start else folder / "best"
     model, scores = out / recipe.name, out / "results.json"
     weights = model / "model.safetensors"
     before = weights_checksum(weights) if weights.exists() else None
