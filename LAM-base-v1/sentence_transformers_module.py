@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from .packing_lam import segment_size
-from .streaming_lam import RunningPool, TextTokenizer, check_text, stream
+from .streaming_lam import RunningPool, TextTokenizer, ahead, check_text, stream
 
 POOLING = ("mean", "max", "lasttoken")
 CONFIG = "sentence_lam_config.json"
@@ -156,7 +156,7 @@ class LAMTransformer(InputModule):
 
     def _text_states(self, text):
         """Token states [T, D] of a text that is tokenised on the way, one segment after the other."""
-        segments = self.text_tokenizer.segments(text, self.segment, self.max_seq_length)
+        segments = ahead(self.text_tokenizer.segments(text, self.segment, self.max_seq_length))
         with tqdm(total=len(text), unit="char", unit_scale=True, leave=False, disable=not _progress_shown()) as bar:
 
             def watched():

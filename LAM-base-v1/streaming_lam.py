@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -189,6 +190,16 @@ class RunningPool:
         copy = RunningPool(self.mode)
         copy.count, copy.value = self.count, None if self.value is None else self.value.clone()
         return copy
+
+
+def ahead(items: Iterable) -> Iterator:
+    """What `items` yields, each made by a thread while the one before it is in use."""
+    remaining, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, remaining, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, remaining, end)
+            yield item
 
 
 def stream(model, segments: Iterable[list[int]], state=None):

@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer import losses
 
 from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.conversion.export import export_model
+from lam_transformers.evaluation.sts import evaluate_sts
 from lam_transformers.training import finetune
 from lam_transformers.training.data import normalise
 from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, ScoredPairsLoss, encoder_of
@@ -226,16 +227,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_run, bf16):
     assert [p.name for p in second.folder.glob("checkpoint-*")].count("checkpoint-9") == 1
 
 
-def test_only_the_memories_move_unless_asked_and_the_dev_score_rises(make_run, tiny_model):
+def test_only_the_memories_move_unless_asked_and_the_scores_are_learnt(make_run, tiny_model, folder):
     run = make_run("run", steps=40, decay_steps=20, learning_rate=3e-3, sources=make_run("x").config.sources[:1])
-    before = weights(run)
+    before, start = weights(run), evaluate_sts(run._encode, folder / "scored.jsonl")
     run.run(evaluate_every=5)
+    end = evaluate_sts(run._encode, folder / "scored.jsonl")
+    assert end["pearson"] > start["pearson"] + 0.005  # the start knows shared words already: 0.92
     changed = {name for name, x in weights(run).items() if not torch.equal(x, before[name])}
     assert changed == {name for name in before if ".memory." in name}
     log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     scores = [record["dev_pearson"] for record in log if "dev_pearson" in record]
     assert len(scores) == 8
-    assert max(scores) == run.progress.best_score > scores[0] + 0.02
+    assert max(scores) == run.progress.best_score
     assert all("dev_spearman@16" in record for record in log if "dev_pearson" in record)
     more = make_run("more", feed_forward_learning_rate=1e-4)
     more.run(evaluate_every=100)

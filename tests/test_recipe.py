@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ pytest.importorskip("datasets", reason="the train extra is not installed")
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
-from lam_transformers import LAMEncoder
+from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.cli import app
 from lam_transformers.evaluation.statistics import bootstrap_correlations, interval
 from lam_transformers.training import recipe as recipes
@@ -108,6 +109,7 @@ def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path
     teacher = {"recipe": "three.yaml", "name": "teacher", "start": str(tiny_bert), "settings": tune}
     second = {"recipe": "two.yaml", "settings": {"teachers": [{"name": "stage:teacher", "weight": 2.0}]}}
     content |= {"stages": [{"recipe": "one.yaml", "settings": {"teacher_forced_steps": 0}}, teacher, second]}
+    content |= {"average": {"distill": 0.25, "relational": 0.75}}
     (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
     out = tmp_path / "run"
     command = ("train", "run", tmp_path / "taught.yaml", "--data", data, "--out", out)
@@ -122,6 +124,17 @@ def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path
     started = [json.loads((out / name / "start.json").read_text()) for name in ("2-teacher", "3-relational")]
     assert [Path(x["student"]).name for x in started] == [tiny_bert.name, "best"]
     lam(*command)  # nothing is left to do
+    first, last, mean = (
+        LAMModel.from_pretrained(out / name, dtype=torch.float32).state_dict()
+        for name in ("1-distill/best", "3-relational/best", "average")
+    )
+    for name, x in mean.items():
+        assert torch.allclose(x, 0.25 * first[name] + 0.75 * last[name], atol=1e-6), name
+    for average, message in (({"two": 1.0}, "average names no stage: two"), ({"teacher": 0.5}, "must add up to 1")):
+        (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content | {"average": average}))
+        with pytest.raises(ValueError, match=message):
+            read_recipe(tmp_path / "taught.yaml")
+    del content["average"]
     content["stages"] = ["one.yaml", second]
     (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
     assert "no stage before it is called teacher" in lam(*command[:-1], tmp_path / "other", code=1)
@@ -191,17 +204,24 @@ def test_single_stages_run_from_recipes_with_changes(small_recipe, data, tiny_be
 
 
 def test_the_recipes_of_the_package_are_whole():
-    for name in ("recipes/lam_base_v1.yaml", "lam_base_v1_without_overlap.yaml"):
-        recipe, stages = read_recipe(name)
-        assert [stage.stage for stage in stages][:3] == ["distill", "relational", "finetune"]
-        configs = [stage.config for stage in stages]
-        assert all(config.steps > config.warmup_steps + config.decay_steps for config in configs)
-        sources = stages[2].settings["sources"]
-        assert sources[0].get("keep_overlap", False) == (recipe.name == "LAM-base-v1")
-        assert all("sts/stsb_test.jsonl.gz" in stage.exclude for stage in stages[:3])
-        assert all(stage.config.held_out for stage in stages[3:])
-        assert not any("sickr" in source["path"] for source in sources)
-    assert read_recipe("lam_base_v1.yaml", {"finetune": {"steps": 7}})[1][2].config.steps == 7
+    recipe, stages = read_recipe("recipes/lam_base_v1.yaml")
+    kinds = ["distill"] * 5 + ["relational", "finetune", "relational", "relational", "finetune", "longtext"]
+    assert [stage.stage for stage in stages] == kinds
+    configs = [stage.config for stage in stages]
+    assert all(config.steps >= config.warmup_steps + config.decay_steps for config in configs)
+    assert all("sts/stsb_test.jsonl.gz" in stage.exclude for stage in stages[:-1])
+    assert stages[-1].config.held_out
+    # STS-B train may keep its overlap, in the text of a stage nothing may; SICK-R is never trained on.
+    assert not any(
+        "sickr" in str(asdict(config)) + str(stage.text) for config, stage in zip(configs, stages, strict=True)
+    )
+    tuned = {stage.name: stage for stage in stages}
+    assert tuned["teacher"].start == recipe.baselines[1]
+    assert tuned["relational-tuned-2"].settings["teachers"] == [{"name": "stage:teacher"}]
+    strict = {"sources": [{"path": "sts/stsb_train.jsonl.gz"}]}
+    changed = read_recipe("lam_base_v1.yaml", {"finetune": strict | {"steps": 7}, "teacher": strict})[1]
+    assert [stage.config.steps for stage in changed if stage.name in ("teacher", "finetune")] == [358, 7]
+    assert not any("keep_overlap" in str(stage.settings) for stage in changed)
 
 
 def test_errors_in_recipes_name_what_is_wrong(tmp_path):
@@ -218,7 +238,7 @@ def test_errors_in_recipes_name_what_is_wrong(tmp_path):
         read_stage({"stage": "distill"})
     with pytest.raises(FileNotFoundError, match=r"no recipe nowhere\.yaml.*lam_base_v1\.yaml"):
         find_recipe("nowhere.yaml")
-    with pytest.raises(ValueError, match="no stage nonsense; it has distill, relational, finetune, longtext"):
+    with pytest.raises(ValueError, match="no stage nonsense; it has distill-1, distill-2"):
         read_recipe("lam_base_v1.yaml", {"nonsense": {}})
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="must hold a mapping"):

@@ -97,6 +97,8 @@ class Recipe:
         gate: output gate, see `parse_gate`.
         seed: of the weights without a counterpart in the base.
         stages: stage recipes: the name of a file beside this one, or its content, or {recipe: FILE, and what differs}.
+        average: share of each stage, by name, of the released weights: the mean of the bests of these stages (Wortsman
+            et al. 2022, "Robust fine-tuning of zero-shot models"); empty: the best of the last one.
         sts, retrieval: evaluation sets by name, path to a pair file or to a folder in the BEIR layout.
         dimensions: also evaluate sts with so many leading dimensions.
         baselines: Hub ids or folders to evaluate beside the model.
@@ -107,6 +109,7 @@ class Recipe:
     gate: str = "32"
     seed: int = 0
     stages: list = field(default_factory=list)
+    average: dict[str, float] = field(default_factory=dict)
     sts: dict[str, str] = field(default_factory=dict)
     retrieval: dict[str, str] = field(default_factory=dict)
     dimensions: list[int] = field(default_factory=list)
@@ -200,6 +203,10 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: stages need names of their own, got {', '.join(names)}.")
+    if unknown := set(recipe.average) - set(names):
+        raise ValueError(f"{path}: average names no stage: {', '.join(sorted(unknown))}.")
+    if recipe.average and abs(sum(recipe.average.values()) - 1) > 1e-6:
+        raise ValueError(f"{path}: the shares of average must add up to 1, got {recipe.average}.")
     if unknown := set(changes or {}) - set(names):
         raise ValueError(f"{path} has no stage {', '.join(unknown)}; it has {', '.join(names)}.")
     for i, stage in enumerate(stages):
@@ -294,6 +301,20 @@ def _with_teachers(stage: Stage, made: dict[str, str]) -> Stage:
     return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
 
 
+def average_models(shares: dict[Path, float], out: Path) -> None:
+    """Write the LAM whose weights are the mean of those of LAM folders, each with its share."""
+    total: dict[str, torch.Tensor] = {}
+    for folder, share in shares.items():
+        if not share:
+            continue
+        model, tokenizer = LAMModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+        for name, x in model.state_dict().items():
+            total[name] = total.get(name, 0) + share * x
+    model.load_state_dict(total)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def run_recipe(
     path: str | Path, out: Path, data: Path, changes: dict[str, dict] | None = None, show: Show | None = None,
     on_stage: Callable[[Stage], Callable[[Progress], None]] | None = None,
@@ -325,6 +346,10 @@ def run_recipe(
         progress = run_stage(_with_teachers(stage, made), start, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
         student = student if stage.start else folder / "best"
+    if recipe.average:
+        shares = {folder / "best": recipe.average.get(stage.name, 0.0) for stage, folder, _ in done}
+        student = out / "average"
+        replace_folder(student, lambda folder: average_models(shares, folder))
     model, scores = out / recipe.name, out / "results.json"
     weights = model / "model.safetensors"
     before = weights_checksum(weights) if weights.exists() else None
