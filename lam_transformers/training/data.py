@@ -290,7 +290,7 @@ class PackedBatches:
     def __init__(
         self, table: TokenTable, tokens_per_batch: int, seed: int = 0, group: int = 4, max_texts: int | None = None
     ):
-        self.table, self.tokens_per_batch, self.seed, self.group = table, tokens_per_batch, seed, group
+        self.table, self.tokens_per_batch, self.seed = table, tokens_per_batch, seed
         starts = np.arange(0, len(table) - group + 1, group)
         if max_texts is not None:
             starts = np.sort(np.random.default_rng(seed).permutation(starts)[: max(max_texts // group, 1)])

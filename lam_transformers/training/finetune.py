@@ -105,12 +105,11 @@ class ScoredPairsLoss(losses.CoSENTLoss):
 
     def __init__(self, model: SentenceTransformer, scale: float, cosine_weight: float):
         super().__init__(model, scale=scale)
-        self.cosine_weight = cosine_weight
+        self.squared_error, self.cosine_weight = losses.CosineSimilarityLoss(model), cosine_weight
 
     def compute_loss_from_embeddings(self, embeddings: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        loss = super().compute_loss_from_embeddings(embeddings, labels)
-        cosines = F.cosine_similarity(embeddings[0].float(), embeddings[1].float())
-        return loss + self.cosine_weight * F.mse_loss(cosines, labels.float().view(-1))
+        order = super().compute_loss_from_embeddings(embeddings, labels)
+        return order + self.cosine_weight * self.squared_error.compute_loss_from_embeddings(embeddings, labels)
 
 
 class RetentionLoss(nn.Module):
@@ -256,9 +255,9 @@ class Finetuner:
             refuse_changes(self.folder, config.difference(record["config"]))
             self.progress = Progress(**record["progress"])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.encoder = load_encoder(student)
         if not is_lam(student) and (config.orthogonality_weight or not config.train_everything):
             raise ValueError(f"{student} is no LAM: set train_everything, and no orthogonality_weight.")
+        self.encoder = load_encoder(student)
         excluded = evaluation_sentences(exclude)
         self.data, counts, sources = DatasetDict(), {}, [Source(**source) for source in config.sources]
         for source in sources:

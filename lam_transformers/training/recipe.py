@@ -290,14 +290,15 @@ def _check_start(student: Path, out: Path) -> None:
         )
 
 
-def _with_teachers(stage: Stage, made: dict[str, str]) -> Stage:
+def _with_teachers(stage: Stage, made: dict[str, Path]) -> Stage:
     """The stage with the folders of teachers that earlier stages made. Raises ValueError for one that none did."""
     teachers = [dict(teacher) for teacher in stage.settings.get("teachers", [])]
     for teacher in teachers:
-        name = teacher.get("name", "")
-        if name.startswith("stage:") and name not in made:
-            raise ValueError(f"Stage {stage.name}: no stage before it is called {name.removeprefix('stage:')}.")
-        teacher["name"] = made.get(name, name)
+        if str(teacher.get("name")).startswith("stage:"):
+            name = teacher["name"].removeprefix("stage:")
+            if name not in made:
+                raise ValueError(f"Stage {stage.name}: no stage before it is called {name}.")
+            teacher["name"] = str(made[name])
     return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
 
 
@@ -305,8 +306,6 @@ def average_models(shares: dict[Path, float], out: Path) -> None:
     """Write the LAM whose weights are the mean of those of LAM folders, each with its share."""
     total: dict[str, torch.Tensor] = {}
     for folder, share in shares.items():
-        if not share:
-            continue
         model, tokenizer = LAMModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
         for name, x in model.state_dict().items():
             total[name] = total.get(name, 0) + share * x
@@ -338,16 +337,17 @@ def run_recipe(
         gate = parse_gate(recipe.gate)
         replace_folder(student, lambda folder: init_model(base_path(recipe.base), folder, gate, recipe.seed))
     done: list[tuple[Stage, Path, Progress]] = []
+    bests: dict[str, Path] = {}
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
         on_step = None if on_stage is None else on_stage(stage)
         start = Path(base_path(stage.start)) if stage.start else student
-        made = {f"stage:{earlier.name}": str(path / "best") for earlier, path, _ in done}
-        progress = run_stage(_with_teachers(stage, made), start, folder, data, out / "teachers", show, on_step)
+        progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
-        student = student if stage.start else folder / "best"
+        bests[stage.name] = folder / "best"
+        student = student if stage.start else bests[stage.name]
     if recipe.average:
-        shares = {folder / "best": recipe.average.get(stage.name, 0.0) for stage, folder, _ in done}
+        shares = {bests[name]: share for name, share in recipe.average.items()}
         student = out / "average"
         replace_folder(student, lambda folder: average_models(shares, folder))
     model, scores = out / recipe.name, out / "results.json"
