@@ -14,6 +14,7 @@ from lam_transformers.evaluation.ablation import ABLATIONS, FULL, ablated_rule, 
 from lam_transformers.evaluation.data import Data
 from lam_transformers.evaluation.long_context import _chunk_distances, _lam_distances, prepare_facts
 from lam_transformers.evaluation.models import BM25, BagOfTokens, load_encoder
+from lam_transformers.evaluation.pillars import _psi
 from lam_transformers.evaluation.probe import (
     Recorder,
     additive_rule,
@@ -78,7 +79,7 @@ def test_additive_rule_on_packed_rows_and_from_a_state():
 def test_one_token_stands_in_the_memories_as_it_was_written(tiny_model):
     """S = (1 - psi, psi) beta k v' after the first token, in memory space."""
     ids = random_ids(2, 1, vocab_size=tiny_model.config.vocab_size)
-    recorder, psi = Recorder(), []
+    recorder, psi = Recorder(tiny_model), []
     hooks = [layer.memory.flux.register_forward_hook(lambda *x: psi.append(x[2])) for layer in tiny_model.layers]
     with torch.no_grad(), replaced_rule(recorder):
         state = read(tiny_model, ids, tiny_model.new_state(2))
@@ -111,10 +112,25 @@ def test_the_replaced_rule_ends_with_its_block(tiny_model, ids):
 
 
 def recorded(lam, ids):
-    recorder = Recorder()
+    recorder = Recorder(lam)
     with torch.no_grad(), replaced_rule(recorder):
         lam(ids)
     return recorder
+
+
+def test_what_layers_are_given_over_several_segments_is_one_sequence(tiny_model):
+    ids = random_ids(1, 2_100, vocab_size=tiny_model.config.vocab_size)  # more than one segment on a CPU
+    recorder = Recorder(tiny_model)
+    with torch.no_grad(), replaced_rule(recorder):
+        read(tiny_model, ids, tiny_model.new_state(1))
+    write = recorder.stacked("write")
+    assert len(recorder.calls) > len(write) == len(tiny_model.layers)
+    assert write.shape[2] == 2_100
+    short = recorded(tiny_model, ids[:, :40]).stacked("write")
+    assert_close_rms("first tokens", write[:, :, :40], short, 1e-5)
+    psi = _psi(tiny_model, ids[0].tolist())
+    assert psi.shape == (2_100,)
+    assert_close_rms("psi", torch.tensor(_psi(tiny_model, ids[0, :40].tolist())), torch.tensor(psi[:40]), 1e-5)
 
 
 def test_each_ablation_switches_off_what_it_names(tiny_model, ids):

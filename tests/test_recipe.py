@@ -130,7 +130,13 @@ def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path
     )
     for name, x in mean.items():
         assert torch.allclose(x, 0.25 * first[name] + 0.75 * last[name], atol=1e-6), name
-    for average, message in (({"two": 1.0}, "average names no stage: two"), ({"teacher": 0.5}, "must add up to 1")):
+    card = (out / content["name"] / "README.md").read_text()
+    assert "a mean of these stages' best weights: 0.25 x distill + 0.75 x relational" in card
+    for average, message in (
+        ({"two": 1.0}, "average names no stage: two"),
+        ({"distill": 0.5}, "must add up to 1"),
+        ({"distill": 0.5, "teacher": 0.5}, "average names teacher, which trains another model"),
+    ):
         (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content | {"average": average}))
         with pytest.raises(ValueError, match=message):
             read_recipe(tmp_path / "taught.yaml")

@@ -124,6 +124,8 @@ def test_a_file_may_give_a_sample_of_its_texts(tmp_path):
     assert max(chosen) > 20
     assert got[8:] == [f"b {i}" for i in range(5)]
     assert got == [text for _, text in read_texts(files, limits={"a.txt": 8})]
+    with pytest.raises(ValueError, match="text_limits names c.txt, which is none of the files: a.txt, b.txt"):
+        load_or_tokenize(tmp_path, files, None, [], None, 16, limits={"a.txt": 8, "c.txt": 1})
 
 
 def test_every_epoch_of_packed_batches_holds_every_group_once(table):

@@ -8,7 +8,6 @@ import torch
 from scipy import stats
 
 from ..delta_rule_lam import dual_delta_rule
-from ..packing_lam import SEGMENT
 from .ablation import without
 from .data import MissingData, held_out_books
 from .long_context import book_ids, prepare_facts
@@ -226,17 +225,15 @@ def salience_gating(context) -> dict[str, Any]:
 @torch.inference_mode()
 def _psi(lam, ids: list[int]) -> np.ndarray:
     """Mean of psi over layers and heads for each token, [T]."""
-    total = np.zeros(len(ids))
-    kept: list[torch.Tensor] = []
-    hooks = [layer.memory.flux.register_forward_hook(lambda *x: kept.append(x[2])) for layer in lam.layers]
-    state = lam.new_state(1)
+    kept: list[list[torch.Tensor]] = [[] for _ in lam.layers]  # of each layer, segment after segment
+    hooks = [
+        layer.memory.flux.register_forward_hook(lambda *x, pieces=pieces: pieces.append(x[2][0].float()))
+        for layer, pieces in zip(lam.layers, kept, strict=True)
+    ]
     try:
         with replaced_rule(dual_delta_rule):
-            for start in range(0, len(ids), SEGMENT):
-                kept.clear()
-                read(lam, torch.tensor([ids[start : start + SEGMENT]]), state)
-                total[start : start + SEGMENT] = torch.stack(kept)[:, 0].float().mean((0, -1)).numpy()
+            read(lam, torch.tensor([ids]), lam.new_state(1))
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return torch.stack([torch.cat(pieces) for pieces in kept]).mean((0, -1)).numpy()

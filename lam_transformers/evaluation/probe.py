@@ -66,10 +66,10 @@ def additive_rule(*, q, k, v, beta, log_decay, write, read, state=None, cu_seqle
 
 
 class Recorder:
-    """A rule that keeps what each layer gave it: `calls` holds the keyword arguments of each layer and call."""
+    """A rule that keeps what the layers of a LAM gave it: `calls` holds the keyword arguments of each call."""
 
-    def __init__(self, rule: Rule = dual_delta_rule):
-        self.rule = rule
+    def __init__(self, lam, rule: Rule = dual_delta_rule):
+        self.layers, self.rule = len(lam.layers), rule
         self.calls: list[dict[str, Any]] = []
 
     def __call__(self, **arguments):
@@ -77,8 +77,9 @@ class Recorder:
         return self.rule(**arguments)
 
     def stacked(self, name: str) -> torch.Tensor:
-        """An argument of all calls, [layers, B, T, ...], where each layer was called once."""
-        return torch.stack([call[name] for call in self.calls])
+        """An argument of all calls, [layers, B, T, ...]. A long text comes in segments, each through all layers."""
+        kept = [call[name] for call in self.calls]
+        return torch.stack([torch.cat(kept[i :: self.layers], dim=1) for i in range(self.layers)])
 
 
 def write_to_fast_only(lam) -> Rule:
@@ -183,7 +184,7 @@ def read_facts(
     rule: stands in for the model's while facts are read.
     """
     state = read(lam, torch.tensor([list(before)]), lam.new_state(1)).select([0] * (len(facts) + 1))
-    recorder = Recorder(rule)
+    recorder = Recorder(lam, rule)
     with replaced_rule(recorder):
         read(lam, torch.cat([facts, torch.tensor([list(instead)])]), state)
     keys, values = (recorder.stacked(name)[:, :-1, -1] for name in ("k", "v"))

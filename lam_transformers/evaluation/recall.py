@@ -100,7 +100,7 @@ def trained_gates(context, tokens: int) -> dict[str, torch.Tensor]:
     if lam.config.head_size != WIDTH:
         raise MissingData("the trained rule", f"Its heads are {lam.config.head_size} wide, the test is for {WIDTH}.")
     ids = book_ids(context.model, held_out_books(context.data)[0], tokens)
-    recorder = Recorder()
+    recorder = Recorder(lam)
     with replaced_rule(recorder):
         read(lam, torch.tensor([ids]), lam.new_state(1))
     gates = {name: recorder.stacked(name)[:, 0].float() for name in ("beta", "log_decay", "write", "read")}

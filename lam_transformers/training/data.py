@@ -387,6 +387,11 @@ def load_or_tokenize(
     """
     folder = Path(folder)
     files = find_files(sources)
+    if unknown := set(limits or {}) - {path.name for path in files}:
+        raise ValueError(
+            f"text_limits names {', '.join(sorted(unknown))}, which is none of the files: "
+            f"{', '.join(sorted(path.name for path in files))}."
+        )
     made_from = (
         {
             "files": {path.name: path.stat().st_size for path in files},

@@ -205,6 +205,8 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
         raise ValueError(f"{path}: stages need names of their own, got {', '.join(names)}.")
     if unknown := set(recipe.average) - set(names):
         raise ValueError(f"{path}: average names no stage: {', '.join(sorted(unknown))}.")
+    if other := {stage.name for stage in stages if stage.start} & set(recipe.average):
+        raise ValueError(f"{path}: average names {', '.join(sorted(other))}, which trains another model, a teacher.")
     if recipe.average and abs(sum(recipe.average.values()) - 1) > 1e-6:
         raise ValueError(f"{path}: the shares of average must add up to 1, got {recipe.average}.")
     if unknown := set(changes or {}) - set(names):

@@ -62,7 +62,7 @@ def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
         base_id=recipe.base if "/" in recipe.base else f"sentence-transformers/{recipe.base}",
         parameters=f"{LAMModel.from_pretrained(model).num_parameters():,}",
         scores=_scores(results),
-        stages=_stages(done),
+        stages=_stages(done, recipe.average),
         sources=_sources(done),
         stsb="STS-B train was used in fine-tuning." if labelled else "STS-B train was not used.",
     )
@@ -95,7 +95,7 @@ def _scores(results: list[dict]) -> str:
     return "\n".join(lines).strip()
 
 
-def _stages(done: list) -> str:
+def _stages(done: list, average: dict[str, float]) -> str:
     lines = ["| stage | teachers | updates | tokens | best dev score |", "|---|---|---|---|---|"]
     for stage, _, progress in done:
         names = {
@@ -107,6 +107,9 @@ def _stages(done: list) -> str:
             f"| {stage.name} | {', '.join(names) or 'none'} | {progress.step:,} | {progress.tokens / 1e6:.1f} million "
             f"| {progress.best_score:.4f} at update {progress.best_step:,} |"
         )
+    if average:
+        shares = " + ".join(f"{share:g} x {name}" for name, share in average.items())
+        lines += ["", f"The released weights are a mean of these stages' best weights: {shares}."]
     return "\n".join(lines)
 
 
