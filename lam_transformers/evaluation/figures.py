@@ -39,9 +39,11 @@ def _bars(axes, labels: list[str], rows: list[Numbers]) -> None:
 
 
 def _lines(axes, series: dict[str, tuple[list, list]], **options) -> None:
+    """Lines with a legend; the first, the model's, is wider and so stays visible under one that covers it."""
     for i, (name, (x, y)) in enumerate(series.items()):
+        width, size = (3.4, 6.0) if i == 0 else (1.6, 3.5)
         axes.plot(
-            x, y, marker="o", markersize=3.5, linewidth=1.6, color=COLOURS[i % len(COLOURS)], label=name, **options
+            x, y, marker="o", markersize=size, linewidth=width, color=COLOURS[i % len(COLOURS)], label=name, **options
         )
     axes.legend(fontsize=7.5, frameon=False)
 
@@ -97,14 +99,17 @@ def scaling_memory(numbers: Numbers, model: str):
 def sensitivity(numbers: Numbers, model: str):
     rows = numbers["sensitivity"]["rows"]
     figure, axes = _axes(
-        "One changed sentence moves the embedding", "depth of the sentence in the text", "cosine distance moved"
-    )
+        "One changed sentence moves the embedding", "depth of the sentence in the text", "cosine distance moved",
+        (6.4, 4.4),
+    )  # fmt: skip
     series: dict[str, tuple[list, list]] = {}
     for row in rows:
         x, y = series.setdefault(f"{row['model']}, {row['tokens']:,} tokens", ([], []))
         x.append(row["depth"])
         y.append(max(row["distance"], 1e-9))
     _lines(axes, series)
+    axes.get_legend().remove()
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)  # six lines leave no room inside
     axes.set_yscale("log")
     return figure
 
@@ -151,7 +156,7 @@ def long_retrieval(numbers: Numbers, model: str):
     height = sum(len(found["models"]) for found in sets.values()) * 0.27 + 0.8 * len(sets)
     figure, all_axes = plt.subplots(len(sets), 1, figsize=(6.4, height), layout="constrained", squeeze=False)
     for axes, (name, found) in zip(all_axes[:, 0], sets.items(), strict=True):
-        axes.set_title(f"Finding long documents: {name}", fontsize=11, loc="left")
+        axes.set_title(f"Finding long documents:\n{name}", fontsize=11, loc="left")
         ranked = sorted(found["models"].items(), key=lambda item: (item[0] != model, -item[1]["mean"]))
         _bars(axes, [label for label, _ in ranked], [row for _, row in ranked])
         axes.set_xlabel("nDCG@10, 95 % interval")
