@@ -2,12 +2,13 @@
 
     python benchmarks/fidelity.py runs/lam_base_v1/5-distill-5/best --name distill-5 --data DIR
 
-DIR/pairs/arxiv_title_abstract.jsonl.gz; the first 128 tokens of its last abstracts that have 160. Compared: embeddings (1 -
-cosine), last hidden states (squared error relative to the teacher's variance), and the embedding with the teacher's own
+DIR/pairs/arxiv_title_abstract.jsonl.gz; the first 128 tokens of its last abstracts that have 160. Compared: embeddings
+(1 - cosine), last hidden states (squared error relative to the teacher's variance), and the embedding with the teacher's own
 states in place of the first tokens: what earlier tokens, which cannot see later ones, cost. float32.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import torch
@@ -47,8 +48,7 @@ def compare(lam, teacher, ids: torch.Tensor) -> dict:
     return {
         "one_minus_cosine": distance(ours),
         "error_by_position": [
-            {"from": a, "to": b - 1, "error": float(error[a:b].mean())}
-            for a, b in zip(EDGES[:-1], EDGES[1:], strict=True)
+            {"from": a, "to": b - 1, "error": float(error[a:b].mean())} for a, b in itertools.pairwise(EDGES)
         ],
         "one_minus_cosine_with_first_tokens_of_teacher": {
             str(k): distance(torch.cat([theirs[:, :k], ours[:, k:]], 1)) for k in EDGES[1:-1]

@@ -26,26 +26,40 @@ def numbers_block(results: Results) -> str:
         return "No evaluation of released weights is committed yet."
     if quick := [part for part, record in results.items() if record.get("settings", {}).get("quick")]:
         raise ValueError(f"The results of {', '.join(quick)} are of a --quick run, which is not for the README.")
-    ours, rows = model_name(results), []
+    ours = model_name(results)
+    others = [name for name in (numbers_of(results, "scaling") or {"models": {}})["models"] if name != ours]
+    columns = [ours, *others, "BM25", "bag of tokens"]
+    rows: list[list[str]] = []
     if numbers := numbers_of(results, "sts"):
         for name in ("stsb_dev", "stsb_test"):
-            for model, x in numbers["sets"].get(name, {"models": {}})["models"].items():
-                shown = with_interval(x["pearson"], x["pearson_interval"])
-                rows.append((f"STS-B {name[5:]}, Pearson", model, shown))
+            found = numbers["sets"].get(name, {"models": {}})["models"]
+            shown = {model: with_interval(x["pearson"], x["pearson_interval"]) for model, x in found.items()}
+            rows.append([f"STS-B {name[5:]}, Pearson", *(shown.get(column, "-") for column in columns)])
     if numbers := numbers_of(results, "retrieval"):
         for name, found in numbers["sets"].items():
-            best = sorted(found["models"].items(), key=lambda item: (item[0] != ours, -item[1]["mean"]))
-            rows += [(f"{name}, nDCG@10", model, with_interval(x["mean"], x["interval"])) for model, x in best]
+            rows.append([f"{name}, nDCG@10", *(_best(found["models"], column) for column in columns)])
     if numbers := numbers_of(results, "scaling"):
-        for model, found in numbers["models"].items():
-            done = [row for row in found["rows"] if "seconds" in row]
-            for row in (done[0], done[-1]) if done else ():
-                rows.append((f"tokens/s at {row['tokens']:,} tokens", model, f"{row['tokens_per_second']:,.0f}"))
-    lines = ["| | model | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+        done = {
+            model: {row["tokens"]: f"{row['tokens_per_second']:,.0f}" for row in found["rows"] if "seconds" in row}
+            for model, found in numbers["models"].items()
+        }
+        for tokens in sorted({end for speeds in done.values() if speeds for end in (min(speeds), max(speeds))}):
+            rows.append([f"tokens/s at {tokens:,}", *(done.get(column, {}).get(tokens, "-") for column in columns)])
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *(f"| {' | '.join(r)} |" for r in rows)]
     environment = next(iter(results.values()))["environment"]
     source = f"{environment['processor']}, {environment['cores']} cores, {environment['date']}; 95 % intervals."
     more = f"All parts, with what LAM is not good at: [the report]({RESULTS}/EVALUATION_REPORT.md)."
     return "\n".join([*lines, "", source, more])
+
+
+def _best(models: dict, name: str) -> str:
+    """The score of a model, or of the best way in which it was used ("NAME, mean of chunks"), which is then named."""
+    ways = {way: x["mean"] for way, x in models.items() if way.startswith(f"{name}, ")}
+    way = name if name in models else max(ways, key=lambda way: ways[way], default="")
+    if not way:
+        return "-"
+    shown = with_interval(models[way]["mean"], models[way]["interval"])
+    return shown if way == name else f"{shown} ({way.removeprefix(f'{name}, ')})"
 
 
 def with_block(text: str, block: str) -> str:
