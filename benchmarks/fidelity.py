@@ -3,8 +3,8 @@
     python benchmarks/fidelity.py runs/lam_base_v1/5-distill-5/best --name distill-5 --data DIR
 
 DIR/pairs/arxiv_title_abstract.jsonl.gz; the first 128 tokens of its last abstracts that have 160. Compared: embeddings
-(1 - cosine), last hidden states (squared error relative to the teacher's variance), and the embedding with the teacher's own
-states in place of the first tokens: what earlier tokens, which cannot see later ones, cost. float32.
+(1 - cosine), last hidden states (squared error relative to the teacher's variance), the embedding with the teacher's
+own states in place of the first tokens: what earlier tokens, which cannot see later ones, cost. float32.
 """
 
 import argparse
