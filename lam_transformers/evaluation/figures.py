@@ -211,6 +211,7 @@ def _ablation(numbers: Numbers, title: str):
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel(f"difference to the full model\n{label}", fontsize=8)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     both[0].set_yticks(places, [row["label"] for row in rows])
