@@ -39,6 +39,11 @@ def model_name(results: Results) -> str:
     return next(iter(results.values()))["model"]["name"]
 
 
+def baseline_names(results: Results) -> list[str]:
+    """The sentence-transformers models that were measured beside the model."""
+    return sorted({name for record in results.values() for name in record.get("baselines", {})})
+
+
 def scaling_rows(results: Results) -> list[dict[str, Any]]:
     """The rows of the LAM that were measured."""
     numbers = numbers_of(results, "scaling")

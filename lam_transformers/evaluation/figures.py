@@ -38,14 +38,13 @@ def _bars(axes, labels: list[str], rows: list[Numbers]) -> None:
         axes.text(max(top, mean), place, f" {mean:.3f}", va="center", fontsize=8)
 
 
-def _lines(axes, series: dict[str, tuple[list, list]], **options) -> None:
-    """Lines with a legend; the first, the model's, is wider and so stays visible under one that covers it."""
+def _lines(axes, series: dict[str, tuple[list, list]], model: str, legend: bool = True) -> None:
+    """Lines with a legend; the model's are wider and so stay visible under one that covers them."""
     for i, (name, (x, y)) in enumerate(series.items()):
-        width, size = (3.4, 6.0) if i == 0 else (1.6, 3.5)
-        axes.plot(
-            x, y, marker="o", markersize=size, linewidth=width, color=COLOURS[i % len(COLOURS)], label=name, **options
-        )
-    axes.legend(fontsize=7.5, frameon=False)
+        width, size = (3.4, 6.0) if name.startswith(model) else (1.6, 3.5)
+        axes.plot(x, y, marker="o", markersize=size, linewidth=width, color=COLOURS[i % len(COLOURS)], label=name)
+    if legend:
+        axes.legend(fontsize=7.5, frameon=False)
 
 
 def sts(numbers: Numbers, model: str):
@@ -71,29 +70,29 @@ def sts_ranges(numbers: Numbers, model: str):
     for encoder, found in numbers["sets"][name]["models"].items():
         ranges = [r for r in found["ranges"] if r["pearson"] is not None]
         series[encoder] = ([(r["from"] + r["to"]) / 2 for r in ranges], [r["pearson"] for r in ranges])
-    _lines(axes, series)
+    _lines(axes, series, model)
     axes.axhline(0, color="black", linewidth=0.6)
     return figure
 
 
-def _scaling(numbers: Numbers, key: str, title: str, y: str):
+def _scaling(numbers: Numbers, model: str, key: str, title: str, y: str):
     figure, axes = _axes(title, "tokens", y)
     series = {}
     for encoder, found in numbers["models"].items():
         rows = [row for row in found["rows"] if key in row and row[key] > 0]
         series[encoder] = ([row["tokens"] for row in rows], [row[key] for row in rows])
-    _lines(axes, series)
+    _lines(axes, series, model)
     axes.set_xscale("log")
     axes.set_yscale("log")
     return figure
 
 
 def scaling_time(numbers: Numbers, model: str):
-    return _scaling(numbers, "seconds", "Time to embed one text", "seconds")
+    return _scaling(numbers, model, "seconds", "Time to embed one text", "seconds")
 
 
 def scaling_memory(numbers: Numbers, model: str):
-    return _scaling(numbers, "above_loaded_mb", "Memory that reading needs beside the loaded model", "MB")
+    return _scaling(numbers, model, "above_loaded_mb", "Memory that reading needs beside the loaded model", "MB")
 
 
 def sensitivity(numbers: Numbers, model: str):
@@ -107,8 +106,7 @@ def sensitivity(numbers: Numbers, model: str):
         x, y = series.setdefault(f"{row['model']}, {row['tokens']:,} tokens", ([], []))
         x.append(row["depth"])
         y.append(max(row["distance"], 1e-9))
-    _lines(axes, series)
-    axes.get_legend().remove()
+    _lines(axes, series, model, legend=False)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)  # six lines leave no room inside
     axes.set_yscale("log")
     return figure
@@ -127,7 +125,7 @@ def retention(numbers: Numbers, model: str):
             x, y = series.setdefault("text without the fact", ([], []))
             x.append(row["lag"])
             y.append(row["control_found"]["mean"])
-    _lines(axes, series)
+    _lines(axes, series, model)
     axes.axhline(found["chance"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.05)
@@ -142,7 +140,7 @@ def lexical_probes(numbers: Numbers, model: str):
         x, y = series.setdefault(row["model"], ([], []))
         x.append(row["tokens"])
         y.append(row["mean"])
-    _lines(axes, series)
+    _lines(axes, series, model)
     axes.axhline(numbers["probes"]["chance"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.05)
@@ -173,7 +171,7 @@ def recall(numbers: Numbers, model: str):
             x, y = series.setdefault(f"{row['rule']}, {row['through']}", ([], []))
             x.append(row["pairs"])
             y.append(row["mean"])
-    _lines(axes, series)
+    _lines(axes, series, model)
     axes.axvline(numbers["width"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.05)

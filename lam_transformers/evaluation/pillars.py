@@ -13,6 +13,7 @@ from .data import MissingData, held_out_books
 from .long_context import book_ids, prepare_facts
 from .models import BagOfTokens
 from .probe import (
+    by_layer,
     fact_ids,
     forgetting_curve,
     hits,
@@ -225,15 +226,12 @@ def salience_gating(context) -> dict[str, Any]:
 @torch.inference_mode()
 def _psi(lam, ids: list[int]) -> np.ndarray:
     """Mean of psi over layers and heads for each token, [T]."""
-    kept: list[list[torch.Tensor]] = [[] for _ in lam.layers]  # of each layer, segment after segment
-    hooks = [
-        layer.memory.flux.register_forward_hook(lambda *x, pieces=pieces: pieces.append(x[2][0].float()))
-        for layer, pieces in zip(lam.layers, kept, strict=True)
-    ]
+    kept: list[torch.Tensor] = []
+    hooks = [layer.memory.flux.register_forward_hook(lambda *x: kept.append(x[2])) for layer in lam.layers]
     try:
         with replaced_rule(dual_delta_rule):
             read(lam, torch.tensor([ids]), lam.new_state(1))
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([torch.cat(pieces) for pieces in kept]).mean((0, -1)).numpy()
+    return by_layer(kept, len(lam.layers))[:, 0].float().mean((0, -1)).numpy()

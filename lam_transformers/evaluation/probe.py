@@ -65,6 +65,11 @@ def additive_rule(*, q, k, v, beta, log_decay, write, read, state=None, cu_seqle
     return o.to(v.dtype), z
 
 
+def by_layer(kept: list[torch.Tensor], layers: int) -> torch.Tensor:
+    """[layers, B, T, ...] of what each call of each layer gave, [B, T, ...]: segments go through all layers in turn."""
+    return torch.stack([torch.cat(kept[i::layers], dim=1) for i in range(layers)])
+
+
 class Recorder:
     """A rule that keeps what the layers of a LAM gave it: `calls` holds the keyword arguments of each call."""
 
@@ -77,9 +82,8 @@ class Recorder:
         return self.rule(**arguments)
 
     def stacked(self, name: str) -> torch.Tensor:
-        """An argument of all calls, [layers, B, T, ...]. A long text comes in segments, each through all layers."""
-        kept = [call[name] for call in self.calls]
-        return torch.stack([torch.cat(kept[i :: self.layers], dim=1) for i in range(self.layers)])
+        """An argument of all calls, [layers, B, T, ...]."""
+        return by_layer([call[name] for call in self.calls], self.layers)
 
 
 def write_to_fast_only(lam) -> Rule:

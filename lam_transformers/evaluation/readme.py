@@ -7,7 +7,7 @@ python -m lam_transformers.evaluation.readme --check   exit status 1 if the bloc
 import sys
 from pathlib import Path
 
-from .claims import model_name, numbers_of, with_interval
+from .claims import baseline_names, model_name, numbers_of, with_interval
 from .report import Results
 from .suite import read_results
 
@@ -26,9 +26,7 @@ def numbers_block(results: Results) -> str:
         return "No evaluation of released weights is committed yet."
     if quick := [part for part, record in results.items() if record.get("settings", {}).get("quick")]:
         raise ValueError(f"The results of {', '.join(quick)} are of a --quick run, which is not for the README.")
-    ours = model_name(results)
-    others = [name for name in (numbers_of(results, "scaling") or {"models": {}})["models"] if name != ours]
-    columns = [ours, *others, "BM25", "bag of tokens"]
+    columns = [model_name(results), *baseline_names(results), "BM25", "bag of tokens"]
     rows: list[list[str]] = []
     if numbers := numbers_of(results, "sts"):
         for name in ("stsb_dev", "stsb_test"):

@@ -11,6 +11,7 @@ from .claims import (
     CLAIMED_MEMORY_MB,
     CLAIMED_SPEED,
     TABLE_LENGTHS,
+    baseline_names,
     contribution,
     findings,
     numbers_of,
@@ -86,7 +87,7 @@ def report_sections(results: Results) -> list[Section]:
 def _how(results: Results) -> Section:
     first = next(iter(results.values()))
     model, quick = first["model"], any(r.get("settings", {}).get("quick") for r in results.values())
-    baselines = sorted({name for record in results.values() for name in record.get("baselines", {})})
+    baselines = baseline_names(results)
     rows = []
     for part, record in results.items():
         environment = record["environment"]

@@ -308,12 +308,12 @@ def average_models(shares: dict[Path, float], out: Path) -> None:
     """Write the LAM whose weights are the mean of those of LAM folders, each with its share."""
     total: dict[str, torch.Tensor] = {}
     for folder, share in shares.items():
-        model, tokenizer = LAMModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+        model = LAMModel.from_pretrained(folder, dtype=torch.float32)
         for name, x in model.state_dict().items():
             total[name] = total.get(name, 0) + share * x
     model.load_state_dict(total)
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
 
 
 def run_recipe(
