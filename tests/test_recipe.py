@@ -5,6 +5,7 @@ import random
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,3 +266,9 @@ def test_bootstrap_intervals_hold_the_correlation_and_narrow_with_more_pairs():
     # The standard error of a correlation r is about (1 - r^2) / sqrt(pairs); r^2 is 1/2 here.
     assert widths[1] == pytest.approx(2 * 1.96 * 0.5 / 2000**0.5, rel=0.25)
     assert widths[0] > 4 * widths[1]
+
+
+def test_a_whole_recipe_refuses_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "process_state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="one process, got 2"):
+        recipes.run_recipe("lam_base_v1.yaml", tmp_path, tmp_path)

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -356,3 +359,47 @@ def test_projections_that_do_not_fit_are_refused(make_run, tmp_path):
         RelationalConfig(projection="pca")
     with pytest.raises(ValueError, match="at least one teacher"):
         RelationalConfig(teachers=[])
+
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from lam_transformers import LAMModel
+from lam_transformers.training.data import TokenTable
+from lam_transformers.training.relational import RelationalConfig, RelationalDistiller
+
+folder, teacher, dev = map(Path, sys.argv[1:])
+config = RelationalConfig(
+    steps=2, warmup_steps=1, decay_steps=1, tokens_per_batch=120, bf16=False, teachers=[{"name": str(teacher)}]
+)
+student, tokenizer = LAMModel.from_pretrained(folder / "student"), AutoTokenizer.from_pretrained(folder / "student")
+table = TokenTable.load(folder / "table.npz")
+run = RelationalDistiller(student, tokenizer, table, config, folder / "run", dev, folder / "cache")
+run.run(evaluate_every=1000)
+place = run.accelerator.process_index
+weights = sum(p.detach().double().sum().item() for p in run.parameters)
+(folder / f"{place}.txt").write_text(f"{weights!r} {len(run.batches[place][1]) + len(run.batches[2 + place][1])}")
+"""
+
+
+def test_two_processes_of_torchrun_train_one_model(tiny_bert, tokenizer, table, dev_file, wide_teacher, tmp_path):
+    torch.manual_seed(0)
+    lam_from_bert(tiny_bert, output_gate_rank=8).save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    table.save(tmp_path / "table.npz")
+    (tmp_path / "one_of_two.py").write_text(ONE_OF_TWO)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "one_of_two.py"]
+        + [str(path) for path in (tmp_path, wide_teacher, dev_file)],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{place}.txt").read_text().split() for place in (0, 1))
+    assert first[0] == second[0]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    updates = [record for record in log if "tokens" in record]
+    assert [record["step"] for record in updates] == [2]
+    # Tokens are those of the main process times the number of processes.
+    assert abs(updates[-1]["tokens"] - int(first[1]) - int(second[1])) <= 80

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env, set_seed
 from safetensors import SafetensorError
 from torch import nn
 
@@ -196,6 +196,7 @@ class TrainingLoop:
         tensorboard=False,
     ):
         self.config, self.folder, self.dev_file, self.tokenizer = config, Path(folder), Path(dev_file), tokenizer
+        process_state()
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         set_seed(config.seed)
         groups = parameter_groups(student, self.learning_rates(student), config.weight_decay)
@@ -329,6 +330,16 @@ class TrainingLoop:
         self.helpers.load_state_dict(state.get("helpers", {}))
         torch.set_rng_state(state["random"].cpu())
         self.progress = Progress(**record["progress"])
+
+
+def process_state() -> PartialState:
+    """Which process this is, of how many.
+
+    Those that torchrun starts where there is no accelerator train together on the CPU: accelerate, not told so, would
+    let each of them do the whole run, all in one folder.
+    """
+    none = torch.accelerator.current_accelerator() is None
+    return PartialState(cpu=none or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

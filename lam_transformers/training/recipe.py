@@ -23,7 +23,7 @@ from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
 from .finetune import FinetuneConfig, Finetuner, is_lam
 from .longtext import LongTextConfig, LongTextTrainer
-from .loop import Progress, RunConfig, replace_folder
+from .loop import Progress, RunConfig, process_state, replace_folder
 from .plots import plot_run
 from .relational import RelationalConfig, RelationalDistiller
 from .report import evaluate_models, model_card
@@ -237,7 +237,8 @@ def run_stage(
     config, out, data = stage.config, Path(out), Path(data)
     dev, exclude = data / stage.dev, [data / path for path in stage.exclude]
     out.mkdir(parents=True, exist_ok=True)
-    _check_start(student, out)
+    with process_state().main_process_first():  # the others find what it has written
+        _check_start(student, out)
     options: dict[str, Any] = {"tensorboard": stage.tensorboard}
     run: Any
     if isinstance(config, FinetuneConfig):
@@ -263,9 +264,9 @@ def _table(stage, config, out, data, exclude, tokenizer, show):
     advance = None if show is None else show("Reading texts", None)
     keep_texts = not isinstance(config, DistillConfig)
     sources = [data / path for path in stage.text]
-    return load_or_tokenize(
-        out, sources, stage.hub_dataset, exclude, tokenizer, config.max_length, advance, keep_texts, stage.text_limits
-    )
+    options = (config.max_length, advance, keep_texts, stage.text_limits)
+    with process_state().main_process_first():
+        return load_or_tokenize(out, sources, stage.hub_dataset, exclude, tokenizer, *options)
 
 
 def _teacher(stage: Stage, tokenizer, student):
@@ -331,7 +332,11 @@ def run_recipe(
 
     Returns:
         the model's folder.
+
+    Raises ValueError where several processes were started, which only a stage alone may use.
     """
+    if (processes := process_state().num_processes) > 1:
+        raise ValueError(f"A recipe runs in one process, got {processes}; only its stages alone run in several.")
     recipe, stages = read_recipe(path, changes)
     out, data = Path(out), Path(data)
     student = out / "start"

@@ -6,14 +6,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.nn import functional as F
 
 from ..evaluation.embedding import embed_texts, packed_mean_pool
 from .cache import EmbeddingCache, Teacher, teacher_embeddings
 from .data import PackedBatches, TokenTable, nearest_groups
-from .loop import RunConfig, TrainingLoop, last_checkpoint
+from .loop import RunConfig, TrainingLoop, last_checkpoint, process_state
 from .losses import margin_loss, similarity_loss, structure_loss
 
 # Texts from which the maps between student and teacher are found.
@@ -114,7 +113,7 @@ class RelationalDistiller(TrainingLoop):
     def _rows_of_run(self, config: RelationalConfig) -> np.ndarray:
         """The texts that the batches of the run hold."""
         seen = np.zeros(len(self.batches.table), dtype=bool)
-        batches = config.steps * PartialState().num_processes
+        batches = config.steps * process_state().num_processes
         for index in range(min(batches, self.batches.batches_per_epoch)):
             seen[self.batches.rows(index)] = True
         return np.flatnonzero(seen)
