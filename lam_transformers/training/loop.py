@@ -324,7 +324,7 @@ class TrainingLoop:
             return
         record = json.loads((found / "progress.json").read_text())
         refuse_changes(self.folder, self.config.difference(record["config"]))
-        state = torch.load(found / "state.pt", map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.helpers.load_state_dict(state.get("helpers", {}))
