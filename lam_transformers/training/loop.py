@@ -196,7 +196,7 @@ class TrainingLoop:
         tensorboard=False,
     ):
         self.config, self.folder, self.dev_file, self.tokenizer = config, Path(folder), Path(dev_file), tokenizer
-        process_state()
+        process_state()  # before the Accelerator, which takes over what it finds
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         set_seed(config.seed)
         groups = parameter_groups(student, self.learning_rates(student), config.weight_decay)
