@@ -47,8 +47,9 @@ class Stage:
 
     Attributes:
         stage: "distill", "relational", "finetune" or "longtext".
-        start: Hub id or folder of another model to fine-tune in this stage, to be a teacher: later stages name it by
-            stage:NAME, and the next one starts from the stage before. Otherwise a stage starts from the one before.
+        start: "stage:NAME", an earlier stage of the recipe to start from; by default the one before. Or Hub id or
+            folder of another model to fine-tune, to be a teacher: later stages name it by stage:NAME, and the next
+            one starts from the stage before it.
         name: of its folder in the run of a recipe; by default the stage's.
         dev: pair file for validation and selection.
         settings: fields of the stage's configuration.
@@ -79,8 +80,12 @@ class Stage:
         self.name = self.name or self.stage
         if self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}.")
-        if self.start and self.stage != "finetune":
+        if self.trains_a_teacher and self.stage != "finetune":
             raise ValueError(f"Stage {self.name}: only fine-tuning starts from another model, not {self.stage}.")
+
+    @property
+    def trains_a_teacher(self) -> bool:
+        return bool(self.start) and not self.start.startswith("stage:")
 
     @property
     def config(self) -> RunConfig:
@@ -97,8 +102,10 @@ class Recipe:
         gate: output gate, see `parse_gate`.
         seed: of the weights without a counterpart in the base.
         stages: stage recipes: the name of a file beside this one, or its content, or {recipe: FILE, and what differs}.
-        average: share of each stage, by name, of the released weights: the mean of the bests of these stages (Wortsman
-            et al. 2022, "Robust fine-tuning of zero-shot models"); empty: the best of the last one.
+        average: share of each stage, by name, of the released weights: the weighted mean of the bests of these stages
+            (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). A share may be negative: what a stage
+            changed, added to another (Ilharco et al. 2023, "Editing models with task arithmetic"). Empty: the best of
+            the last stage.
         sts, retrieval: evaluation sets by name, path to a pair file or to a folder in the BEIR layout.
         dimensions: also evaluate sts with so many leading dimensions.
         baselines: Hub ids or folders to evaluate beside the model.
@@ -195,7 +202,8 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
     Args:
         changes: by the name of a stage, see `read_stage`.
 
-    Raises ValueError for unknown names, stages of one name, or changes to a stage that is not there.
+    Raises ValueError for unknown names, stages of one name, changes to a stage that is not there, or a stage that names
+    a later one.
     """
     path = find_recipe(path)
     recipe = build(Recipe, read_yaml(path), str(path))
@@ -205,7 +213,7 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
         raise ValueError(f"{path}: stages need names of their own, got {', '.join(names)}.")
     if unknown := set(recipe.average) - set(names):
         raise ValueError(f"{path}: average names no stage: {', '.join(sorted(unknown))}.")
-    if other := {stage.name for stage in stages if stage.start} & set(recipe.average):
+    if other := {stage.name for stage in stages if stage.trains_a_teacher} & set(recipe.average):
         raise ValueError(f"{path}: average names {', '.join(sorted(other))}, which trains another model, a teacher.")
     if recipe.average and abs(sum(recipe.average.values()) - 1) > 1e-6:
         raise ValueError(f"{path}: the shares of average must add up to 1, got {recipe.average}.")
@@ -214,6 +222,14 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
     for i, stage in enumerate(stages):
         if changes and stage.name in changes:
             stages[i] = read_stage(asdict(stage), changes[stage.name])
+    for i, stage in enumerate(stages):
+        models = {earlier.name: not earlier.trains_a_teacher for earlier in stages[:i]}
+        named = [str(teacher.get("name")) for teacher in stage.settings.get("teachers", [])] + [stage.start]
+        for name in (name.removeprefix("stage:") for name in named if name.startswith("stage:")):
+            if name not in models:
+                raise ValueError(f"{path}: stage {stage.name}: no stage before it is called {name}.")
+        if not models.get(stage.start.removeprefix("stage:"), True):
+            raise ValueError(f"{path}: stage {stage.name} cannot start from {stage.start}, which trains a teacher.")
     return recipe, stages
 
 
@@ -294,14 +310,11 @@ def _check_start(student: Path, out: Path) -> None:
 
 
 def _with_teachers(stage: Stage, made: dict[str, Path]) -> Stage:
-    """The stage with the folders of teachers that earlier stages made. Raises ValueError for one that none did."""
+    """The stage with the folders of teachers that earlier stages made."""
     teachers = [dict(teacher) for teacher in stage.settings.get("teachers", [])]
     for teacher in teachers:
         if str(teacher.get("name")).startswith("stage:"):
-            name = teacher["name"].removeprefix("stage:")
-            if name not in made:
-                raise ValueError(f"Stage {stage.name}: no stage before it is called {name}.")
-            teacher["name"] = str(made[name])
+            teacher["name"] = str(made[teacher["name"].removeprefix("stage:")])
     return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
 
 
@@ -348,11 +361,13 @@ def run_recipe(
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
         on_step = None if on_stage is None else on_stage(stage)
-        start = Path(base_path(stage.start)) if stage.start else student
+        start = bests[stage.start.removeprefix("stage:")] if stage.start.startswith("stage:") else student
+        if stage.trains_a_teacher:
+            start = Path(base_path(stage.start))
         progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
         bests[stage.name] = folder / "best"
-        student = student if stage.start else bests[stage.name]
+        student = student if stage.trains_a_teacher else bests[stage.name]
     if recipe.average:
         shares = {bests[name]: share for name, share in recipe.average.items()}
         student = out / "average"

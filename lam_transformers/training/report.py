@@ -108,8 +108,8 @@ def _stages(done: list, average: dict[str, float]) -> str:
             f"| {progress.best_score:.4f} at update {progress.best_step:,} |"
         )
     if average:
-        shares = " + ".join(f"{share:g} x {name}" for name, share in average.items())
-        lines += ["", f"The released weights are a mean of these stages' best weights: {shares}."]
+        shares = " + ".join(f"{share:g} x {name}" for name, share in average.items()).replace("+ -", "- ")
+        lines += ["", f"The released weights are a weighted mean of these stages' best weights: {shares}."]
     return "\n".join(lines)
 
 
