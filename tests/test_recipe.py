@@ -156,6 +156,10 @@ def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path
     (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match="again cannot start from stage:teacher, which trains a teacher"):
         read_recipe(tmp_path / "taught.yaml")
+    # Without "stage:" it is a Hub id or folder, which may be called like a stage.
+    content["stages"] = ["one.yaml", teacher, teacher | {"name": "other", "start": "teacher"}]
+    (tmp_path / "taught.yaml").write_text(yaml.safe_dump(content))
+    assert read_recipe(tmp_path / "taught.yaml")[1][-1].trains_a_teacher
 
 
 def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, data, tmp_path, monkeypatch):

@@ -85,7 +85,12 @@ class Stage:
 
     @property
     def trains_a_teacher(self) -> bool:
-        return bool(self.start) and not self.start.startswith("stage:")
+        return bool(self.start) and _stage_named(self.start) is None
+
+    @property
+    def teachers(self) -> list[dict]:
+        """Those in the settings, each a copy."""
+        return [dict(teacher) for teacher in self.settings.get("teachers", [])]
 
     @property
     def config(self) -> RunConfig:
@@ -222,15 +227,22 @@ def read_recipe(path: str | Path, changes: dict[str, dict] | None = None) -> tup
     for i, stage in enumerate(stages):
         if changes and stage.name in changes:
             stages[i] = read_stage(asdict(stage), changes[stage.name])
-    for i, stage in enumerate(stages):
-        models = {earlier.name: not earlier.trains_a_teacher for earlier in stages[:i]}
-        named = [str(teacher.get("name")) for teacher in stage.settings.get("teachers", [])] + [stage.start]
-        for name in (name.removeprefix("stage:") for name in named if name.startswith("stage:")):
-            if name not in models:
+    before: dict[str | None, Stage] = {}
+    for stage in stages:
+        for model in (stage.start, *(teacher.get("name") for teacher in stage.teachers)):
+            name = _stage_named(model)
+            if name is not None and name not in before:
                 raise ValueError(f"{path}: stage {stage.name}: no stage before it is called {name}.")
-        if not models.get(stage.start.removeprefix("stage:"), True):
+        start = before.get(_stage_named(stage.start))
+        if start is not None and start.trains_a_teacher:
             raise ValueError(f"{path}: stage {stage.name} cannot start from {stage.start}, which trains a teacher.")
+        before[stage.name] = stage
     return recipe, stages
+
+
+def _stage_named(model: Any) -> str | None:
+    """NAME where a model is given as "stage:NAME", what that stage makes; None for a Hub id or folder."""
+    return model.removeprefix("stage:") if str(model).startswith("stage:") else None
 
 
 def run_stage(
@@ -311,10 +323,11 @@ def _check_start(student: Path, out: Path) -> None:
 
 def _with_teachers(stage: Stage, made: dict[str, Path]) -> Stage:
     """The stage with the folders of teachers that earlier stages made."""
-    teachers = [dict(teacher) for teacher in stage.settings.get("teachers", [])]
+    teachers = stage.teachers
     for teacher in teachers:
-        if str(teacher.get("name")).startswith("stage:"):
-            teacher["name"] = str(made[teacher["name"].removeprefix("stage:")])
+        name = _stage_named(teacher.get("name"))
+        if name is not None:
+            teacher["name"] = str(made[name])
     return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
 
 
@@ -361,9 +374,10 @@ def run_recipe(
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
         on_step = None if on_stage is None else on_stage(stage)
-        start = bests[stage.start.removeprefix("stage:")] if stage.start.startswith("stage:") else student
         if stage.trains_a_teacher:
             start = Path(base_path(stage.start))
+        else:
+            start = bests[_stage_named(stage.start)] if stage.start else student
         progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", show, on_step)
         done.append((stage, folder, progress))
         bests[stage.name] = folder / "best"
