@@ -25,13 +25,17 @@ class Teacher:
 
     Attributes:
         name: Hub id or folder of any model that sentence-transformers loads.
-        weight: of its losses.
+        weight: of its cosines among those of all teachers, above 0.
         prompt: put before every text; None for the one it is known to want, or none.
     """
 
     name: str = "intfloat/e5-large-v2"
     weight: float = 1.0
     prompt: str | None = None
+
+    def __post_init__(self):
+        if not self.weight > 0:
+            raise ValueError(f"The weight of the teacher {self.name} must be above 0, got {self.weight}.")
 
     def load(self, device: str | None = None):
         """The SentenceTransformer. Raises ValueError, saying why, if it cannot be loaded as one."""

@@ -1,5 +1,6 @@
 """Stage 2, relational distillation: a LAM learns how stronger teachers see texts relate to each other."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,8 @@ class RelationalConfig(RunConfig):
     """What decides a run of relational distillation.
 
     Attributes:
-        teachers: name, weight and prompt of each, see `Teacher`.
+        teachers: name, weight and prompt of each, see `Teacher`. Several teach as one: their embeddings stand behind
+            each other, scaled so that a cosine is the weighted mean of theirs.
         group_size, max_texts: see `PackedBatches`. A part of the texts, seen in several epochs, needs fewer embeddings
             of the teacher.
         neighbours: make the groups of texts that are near for the first teacher, see `nearest_groups`, not of texts
@@ -32,10 +34,10 @@ class RelationalConfig(RunConfig):
         structure_weight, temperature, teacher_temperature: see `structure_loss`.
         similarity_weight: see `similarity_loss`.
         margin_weight, margin: see `margin_loss`.
-        embedding_weight: of 1 - cosine between the student's and the teacher's embedding of a text, which `projection`
-            makes comparable: "linear", a learnt map of the student's to the teacher's width, started as the least
-            squares one; "reduce", the teacher's embeddings in their first principal directions, as many as the student
-            is wide, rotated toward the student's where it starts; "none" for a teacher of the student's width and
+        embedding_weight: of 1 - cosine between the student's and the teachers' embedding of a text, which `projection`
+            makes comparable: "linear", a learnt map of the student's to the teachers' width, started as the least
+            squares one; "reduce", the teachers' embeddings in their first principal directions, as many as the student
+            is wide, rotated toward the student's where it starts; "none" for one teacher of the student's width and
             space.
         dimensions: the losses of similarities are averaged over these numbers of leading dimensions of the student
             (Kusupati et al. 2022, "Matryoshka Representation Learning"); empty: only all of them.
@@ -91,24 +93,31 @@ class RelationalDistiller(TrainingLoop):
     ):  # fmt: skip
         self.batches = PackedBatches(table, config.tokens_per_batch, config.seed, config.group_size, config.max_texts)
         teachers = [Teacher(**teacher) for teacher in config.teachers]
+        total = sum(teacher.weight for teacher in teachers)
         rows = self._rows_of_run(config)
         texts = [table.text(i) for i in rows]
-        self.sources: list[tuple[Teacher, EmbeddingCache, np.ndarray]] = []
+        self.sources: list[tuple[float, EmbeddingCache, np.ndarray]] = []
         for teacher in teachers:
             advance = None if progress is None else progress(f"Embedding by {Path(teacher.name).name}", len(texts))
             cache, found = teacher_embeddings(teacher, texts, cache_folder, config.teacher_bf16, advance)
             places = np.full(len(table), -1)
             places[rows] = found
-            self.sources.append((teacher, cache, places))
+            self.sources.append((math.sqrt(teacher.weight / total), cache, places))
         if config.neighbours:
             _, cache, places = self.sources[0]
             self.batches.regroup(rows[nearest_groups(cache.rows(places[rows]), config.group_size, config.seed)])
         fresh = last_checkpoint(folder) is None
-        helpers = nn.ModuleList(
-            self._projection(student, tokenizer, cache, found, texts, config.projection, fresh)
-            for (_, cache, _), found in zip(self.sources, [s[2][rows] for s in self.sources], strict=True)
-        )
-        super().__init__(student, tokenizer, config, folder, dev_file, helpers, **options)
+        self.projection = self._projection(student, tokenizer, table, rows, config.projection, fresh)
+        super().__init__(student, tokenizer, config, folder, dev_file, nn.ModuleList([self.projection]), **options)
+
+    def _joined(self, rows: np.ndarray) -> torch.Tensor:
+        """The teachers' embeddings of these rows of the table, [N, sum of the widths], L2-normalised.
+
+        Teacher i's are scaled by sqrt(weight_i / sum of the weights), so that products of rows are the weighted mean of
+        the teachers' cosines.
+        """
+        parts = [torch.from_numpy(cache.rows(places[rows])) * scale for scale, cache, places in self.sources]
+        return torch.cat(parts, dim=1)
 
     def _rows_of_run(self, config: RelationalConfig) -> np.ndarray:
         """The texts that the batches of the run hold."""
@@ -118,24 +127,22 @@ class RelationalDistiller(TrainingLoop):
             seen[self.batches.rows(index)] = True
         return np.flatnonzero(seen)
 
-    @staticmethod
-    def _projection(student, tokenizer, cache, found, texts, kind, fresh) -> nn.Module:
-        """The map that makes embeddings comparable: of the student's ("linear") or of the teacher's ("reduce")."""
-        ours, theirs = student.config.hidden_size, cache.dimensions
-        if kind == "none" and ours != theirs:
-            raise ValueError(
-                f"The teacher is {theirs} wide, the student {ours}: choose projection linear or reduce, not none."
-            )
+    def _projection(self, student, tokenizer, table, rows, kind, fresh) -> nn.Module:
+        """The map that makes embeddings comparable: of the student's ("linear") or of the teachers' ("reduce")."""
+        ours, theirs = student.config.hidden_size, sum(cache.dimensions for _, cache, _ in self.sources)
+        what = "The teacher is" if len(self.sources) == 1 else "The teachers together are"
+        if kind == "none" and (ours != theirs or len(self.sources) > 1):
+            raise ValueError(f"{what} {theirs} wide, the student {ours}: choose projection linear or reduce, not none.")
         if kind == "none":
             return nn.Identity()
         if kind == "reduce" and theirs < ours:
-            raise ValueError(f"A teacher {theirs} wide cannot be reduced to {ours}; choose projection linear.")
+            raise ValueError(f"{what} {theirs} wide, which cannot be reduced to {ours}; choose projection linear.")
         layer = nn.Linear(ours, theirs, bias=False) if kind == "linear" else nn.Linear(theirs, ours, bias=False)
         layer.requires_grad_(kind == "linear")
         if fresh:
-            chosen = np.linspace(0, len(texts) - 1, min(FITTED_TEXTS, len(texts))).astype(int)
-            x = torch.from_numpy(embed_texts(student.eval(), tokenizer, [texts[i] for i in chosen]))
-            y = torch.from_numpy(cache.rows(found[chosen]))
+            chosen = rows[np.linspace(0, len(rows) - 1, min(FITTED_TEXTS, len(rows))).astype(int)]
+            x = torch.from_numpy(embed_texts(student.eval(), tokenizer, [table.text(i) for i in chosen]))
+            y = self._joined(chosen)
             with torch.no_grad():
                 layer.weight.copy_(_fitted(x, y) if kind == "linear" else _reduction(x, y))
         return layer
@@ -147,19 +154,12 @@ class RelationalDistiller(TrainingLoop):
         states = self.student(input_ids=torch.from_numpy(ids).to(device).unsqueeze(0), cu_seq_lens_q=cu_seqlens)
         ours = packed_mean_pool(states.last_hidden_state, cu_seqlens)
         with torch.autocast(device.type, enabled=False):
-            losses = [
-                self._teacher_losses(ours, torch.from_numpy(cache.rows(places[rows])).to(device), projection)
-                for (_, cache, places), projection in zip(self.sources, self.helpers, strict=True)
-            ]
-        weights = [teacher.weight for teacher, _, _ in self.sources]
-        parts = {
-            name: sum(w * x[name] for w, x in zip(weights, losses, strict=True)) / sum(weights) for name in losses[0]
-        }
+            parts = self._losses(ours, self._joined(rows).to(device))
         loss = sum(getattr(config, f"{name}_weight") * x for name, x in parts.items())
         return loss, parts, len(ids)
 
-    def _teacher_losses(self, ours, theirs, projection) -> dict[str, torch.Tensor]:
-        """ours [B, D], theirs [B, D of the teacher], both L2-normalised -> the losses by name."""
+    def _losses(self, ours, theirs) -> dict[str, torch.Tensor]:
+        """ours [B, D], theirs [B, D of the teachers], both L2-normalised -> the losses by name."""
         config = self.config
         target = theirs @ theirs.T
         found = []
@@ -174,7 +174,8 @@ class RelationalDistiller(TrainingLoop):
                 }
             )
         losses = {name: torch.stack([x[name] for x in found]).mean() for name in found[0]}
-        mapped = (projection(ours), theirs) if config.projection == "linear" else (ours, projection(theirs))
+        linear = config.projection == "linear"
+        mapped = (self.projection(ours), theirs) if linear else (ours, self.projection(theirs))
         return losses | {"embedding": (1 - F.cosine_similarity(*mapped, dim=-1)).mean()}
 
 
