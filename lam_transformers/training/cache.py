@@ -166,7 +166,7 @@ def teacher_embeddings(
     The teacher is loaded; it embeds only what the cache does not have. Embeddings are L2-normalised.
 
     Args:
-        bf16: let the teacher compute under bf16 autocast.
+        bf16: let the teacher compute in bfloat16, its weights too: autocast would turn frozen ones anew in every batch.
     """
     model = teacher.load()
     dimensions = model.get_embedding_dimension()
@@ -174,11 +174,14 @@ def teacher_embeddings(
     key = model_key(model, teacher.prefix, "bf16" if bf16 else "float32")
     cache = EmbeddingCache(Path(folder) / f"{name}-{key}", dimensions)
 
+    if bf16:
+        model = model.bfloat16()
+
     def encode(block: list[str]) -> np.ndarray:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            return model.encode(
-                block, prompt=teacher.prefix or None, batch_size=batch_size, normalize_embeddings=True,
-                show_progress_bar=False,
-            )  # fmt: skip
+        found = model.encode(
+            block, prompt=teacher.prefix or None, batch_size=batch_size, normalize_embeddings=True,
+            convert_to_tensor=True, show_progress_bar=False,
+        )  # fmt: skip
+        return found.float().cpu().numpy()
 
     return cache, cache.fill(texts, encode, progress)

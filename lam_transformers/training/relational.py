@@ -41,7 +41,7 @@ class RelationalConfig(RunConfig):
             space.
         dimensions: the losses of similarities are averaged over these numbers of leading dimensions of the student
             (Kusupati et al. 2022, "Matryoshka Representation Learning"); empty: only all of them.
-        teacher_bf16: the teachers compute under bf16 autocast.
+        teacher_bf16: the teachers compute in bfloat16.
     """
 
     steps: int = 6000
