@@ -22,8 +22,9 @@ TEXT_FIELDS = (
 )  # fmt: skip
 
 
-def open_text(path: Path):
+def open_text(path: str | Path):
     """Open a plain, .gz or .xz text file for reading, as UTF-8."""
+    path = Path(path)
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".xz":
@@ -31,7 +32,7 @@ def open_text(path: Path):
     return path.open(encoding="utf-8")
 
 
-def read_records(path: Path) -> Iterator[dict]:
+def read_records(path: str | Path) -> Iterator[dict]:
     """The objects of a JSON-lines file; broken lines are skipped, counted and reported."""
     broken = 0
     with open_text(path) as file:
