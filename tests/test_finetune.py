@@ -11,6 +11,7 @@ pytest.importorskip("scipy", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
 
 from accelerate.state import AcceleratorState
+from datasets import Dataset
 from sentence_transformers.sentence_transformer import losses
 
 from lam_transformers import LAMEncoder, LAMModel
@@ -330,6 +331,27 @@ def test_another_model_is_tuned_whole_or_not_at_all(make_run, tiny_bert, folder,
         tuned()
     with pytest.raises(ValueError, match=r"no parameter's name begins with 'encoder\.layer\.9\.'"):
         tuned(train_everything=True, frozen=["encoder.layer.9."]).run()
+
+
+def test_a_model_that_pads_gets_rows_of_like_length_once_an_epoch(make_run, tiny_bert, folder, tmp_path):
+    texts = [" ".join(["dog"] * (i % 37 + 1)) for i in range(500)]
+    scored = Dataset.from_list([{"sentence1": text, "sentence2": "a cat", "score": 0.5} for text in texts])
+    batches = finetune.padding_batches(scored, batch_size=16, drop_last=False, seed=3)
+    first = list(batches)
+    assert sorted(i for batch in first for i in batch) == list(range(500)) and len(first) == len(batches)
+    longest = [max(batches.lengths[i] for i in batch) for batch in first]
+    assert sum(size * len(batch) for size, batch in zip(longest, first, strict=True)) < 1.2 * sum(batches.lengths)
+    again = finetune.padding_batches(scored, batch_size=16, drop_last=False, seed=3)
+    assert list(again) == first
+    again.set_epoch(1)
+    assert list(again) != first
+    pairs = Dataset.from_dict({"anchor": texts, "positive": texts})
+    assert isinstance(
+        finetune.padding_batches(pairs, batch_size=16, drop_last=False), finetune.NoDuplicatesBatchSampler
+    )
+    settings = {"steps": 2, "train_everything": True, "sources": [{"path": "scored.jsonl"}], "bf16": False}
+    run = Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+    assert run.batch_sampler is finetune.padding_batches and run.run().step == 2
 
 
 def test_sources_that_cannot_be_are_refused():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
@@ -151,6 +153,34 @@ def is_lam(student: str | Path) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == LAMConfig.model_type
 
 
+class LikeLengthBatches(DefaultBatchSampler):
+    """Batches of rows of like length, for a model that pads: every epoch others, in random order.
+
+    The rows are shuffled, sorted by their longest text within each 16 batches of them, and cut into batches.
+    """
+
+    def __init__(self, dataset: Dataset, **options):
+        super().__init__(dataset, **options)
+        columns = [dataset[name] for name in dataset.column_names if name != "score"]
+        self.lengths = [max(map(len, row)) for row in zip(*columns, strict=True)]
+
+    def __iter__(self):
+        random = np.random.default_rng([self.seed, self.epoch])
+        order, size = random.permutation(len(self.lengths)), self.batch_size
+        pools = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        order = [row for pool in pools for row in sorted(pool.tolist(), key=self.lengths.__getitem__)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        if self.drop_last:
+            batches = [batch for batch in batches if len(batch) == size]
+        yield from (batches[i] for i in random.permutation(len(batches)))
+
+
+def padding_batches(dataset: Dataset, **options) -> DefaultBatchSampler:
+    """Of scored pairs, `LikeLengthBatches`; where the others of a batch are negatives, none twice in it."""
+    kind = LikeLengthBatches if "score" in dataset.column_names else NoDuplicatesBatchSampler
+    return kind(dataset, **options)
+
+
 class _Trainer(SentenceTransformerTrainer):
     """sentence-transformers' trainer that stops at a loss that is not finite and never loses a checkpoint."""
 
@@ -258,6 +288,7 @@ class Finetuner:
         if not is_lam(student) and (config.orthogonality_weight or not config.train_everything):
             raise ValueError(f"{student} is no LAM: set train_everything, and no orthogonality_weight.")
         self.encoder = load_encoder(student)
+        self.batch_sampler = BatchSamplers.NO_DUPLICATES if is_lam(student) else padding_batches
         excluded = evaluation_sentences(exclude)
         self.data, counts, sources = DatasetDict(), {}, [Source(**source) for source in config.sources]
         for source in sources:
@@ -352,7 +383,7 @@ class Finetuner:
             output_dir=str(self.folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
             max_grad_norm=config.clip_norm, bf16=config.bf16, use_cpu=not torch.cuda.is_available(), seed=config.seed,
             save_strategy="no", save_total_limit=2, logging_steps=10, logging_nan_inf_filter=False,
-            report_to="none", disable_tqdm=True, batch_sampler=BatchSamplers.NO_DUPLICATES,
+            report_to="none", disable_tqdm=True, batch_sampler=self.batch_sampler,
             multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL, dataloader_pin_memory=False,
         )  # fmt: skip
         last = config.steps if stop_after is None else min(config.steps, self.progress.step + stop_after)
