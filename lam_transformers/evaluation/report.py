@@ -97,7 +97,7 @@ def _how(results: Results) -> Section:
     blocks: list[Any] = [
         Text(
             f"Model {model['name']}, {model['parameters']:,} parameters, SHA-256 of the weights "
-            f"{(model['checksum'] or '')[:16]}, backend {model['backend']}. Beside it: "
+            f"{(model.get('checksum') or 'none used')[:16]}, backend {model['backend']}. Beside it: "
             f"{', '.join([*baselines, 'BM25 and a bag of tokens where they apply'])}."
         ),
         Text("Intervals are 95 %. A number is measured or absent. Everything here is written from the result files."),

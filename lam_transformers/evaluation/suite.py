@@ -123,9 +123,13 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The result files of a folder by part. Raises ValueError for files that are none, or of several models."""
+    """The result files of a folder by part. Raises ValueError for files that are none, or of several models.
+
+    A part that trains its own models, from none of the weights that the others measure, has no checksum.
+    """
     results = {path.stem: read_result(path) for path in sorted(Path(folder).glob("*.json"))}
-    models = {record["model"]["checksum"]: record["model"]["name"] for record in results.values()}
+    models = {record["model"].get("checksum"): record["model"]["name"] for record in results.values()}
+    models.pop(None, None)
     if len(models) > 1:
         raise ValueError(f"{folder} holds results of several models: {', '.join(models.values())}. Separate them.")
     return results
@@ -166,7 +170,7 @@ def evaluate(
     ours.name = record["name"]
     kept = read_results(out) if out.exists() else {}
     for found in kept.values():
-        if found["model"]["checksum"] != record["checksum"]:
+        if found["model"].get("checksum", record["checksum"]) != record["checksum"]:
             raise ValueError(
                 f"{out} holds results of another model ({found['model']['name']}, {found['model']['checksum'][:12]}); "
                 f"this is {record['name']}, {record['checksum'][:12]}. Give another folder."
