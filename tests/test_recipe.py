@@ -228,6 +228,8 @@ def test_single_stages_run_from_recipes_with_changes(small_recipe, data, tiny_be
 def test_the_recipes_of_the_package_are_whole():
     recipe, stages = read_recipe("recipes/lam_base_v1.yaml")
     kinds = ["distill"] * 5 + ["relational", "finetune", "relational", "relational", "finetune", "longtext"]
+    kinds += ["relational", "relational", "finetune", "relational", "finetune", "longtext"]
+    assert sum(recipe.average.values()) == pytest.approx(1)
     assert [stage.stage for stage in stages] == kinds
     configs = [stage.config for stage in stages]
     assert all(config.steps >= config.warmup_steps + config.decay_steps for config in configs)
@@ -240,9 +242,12 @@ def test_the_recipes_of_the_package_are_whole():
     tuned = {stage.name: stage for stage in stages}
     assert tuned["teacher"].start == recipe.baselines[1]
     assert tuned["relational-tuned-2"].settings["teachers"] == [{"name": "stage:teacher"}]
+    assert tuned["relational-tuned-3"].settings["teachers"][0]["name"] == "stage:teacher-2"
     strict = {"sources": [{"path": "sts/stsb_train.jsonl.gz"}]}
-    changed = read_recipe("lam_base_v1.yaml", {"finetune": strict | {"steps": 7}, "teacher": strict})[1]
-    assert [stage.config.steps for stage in changed if stage.name in ("teacher", "finetune")] == [358, 7]
+    labelled = ("teacher", "finetune", "teacher-2", "finetune-2")
+    changes = dict.fromkeys(labelled, strict) | {"finetune": strict | {"steps": 7}}
+    changed = read_recipe("lam_base_v1.yaml", changes)[1]
+    assert [stage.config.steps for stage in changed if stage.name in labelled] == [358, 7, 358, 150]
     assert not any("keep_overlap" in str(stage.settings) for stage in changed)
 
 
