@@ -166,9 +166,9 @@ class LikeLengthBatches(DefaultBatchSampler):
 
     def __iter__(self):
         random = np.random.default_rng([self.seed, self.epoch])
-        order, size = random.permutation(len(self.lengths)), self.batch_size
+        order, size = random.permutation(len(self.lengths)).tolist(), self.batch_size
         pools = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
-        order = [row for pool in pools for row in sorted(pool.tolist(), key=self.lengths.__getitem__)]
+        order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__)]
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         if self.drop_last:
             batches = [batch for batch in batches if len(batch) == size]
