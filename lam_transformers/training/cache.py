@@ -86,8 +86,9 @@ class EmbeddingCache:
         self.folder, self.dimensions = Path(folder), dimensions
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "cache.json"
-        if not record.exists():
-            record.write_text(json.dumps({"dimensions": dimensions}) + "\n")
+        with FileLock(self.folder / "lock"):  # a process beside this one may begin at the same time
+            if not record.exists():
+                record.write_text(json.dumps({"dimensions": dimensions}) + "\n")
         if (found := json.loads(record.read_text())["dimensions"]) != dimensions:
             raise ValueError(f"{folder} holds embeddings of {found} dimensions, not {dimensions}; use another folder.")
         self._keys_file, self._rows_file = self.folder / "keys.u64", self.folder / "embeddings.f16"

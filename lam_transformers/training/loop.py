@@ -1,5 +1,6 @@
 """The loop that the distillation stages share: updates, validation and selection, checkpoints, a log, exact resume."""
 
+import atexit
 import json
 import math
 import os
@@ -339,7 +340,10 @@ def process_state() -> PartialState:
     let each of them do the whole run, all in one folder.
     """
     none = torch.accelerator.current_accelerator() is None
-    return PartialState(cpu=none or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=none or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes > 1:  # threads that still run when the interpreter ends would abort it
+        atexit.register(state.destroy_process_group)
+    return state
 
 
 def last_checkpoint(folder: Path) -> Path | None:
