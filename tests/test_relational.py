@@ -309,18 +309,23 @@ def test_relational_losses_fall_toward_a_wider_teacher(make_run, tmp_path, proje
     assert losses[0]["embedding"] < 0.06
 
 
-@pytest.mark.parametrize("projection", ["linear", "reduce"])
-def test_several_teachers_teach_the_weighted_mean_of_their_cosines(
-    make_run, tmp_path, wide_teacher, tiny_bert, projection
-):
-    both = [{"name": wide_teacher, "weight": 3.0}, {"name": str(tiny_bert), "weight": 1.0}]
-    teachers = [both, both[:1], both[1:]]
+@pytest.fixture
+def two_teachers(wide_teacher, tiny_bert):
+    return [{"name": wide_teacher, "weight": 3.0}, {"name": str(tiny_bert), "weight": 1.0}]
+
+
+def test_cosines_of_several_teachers_are_the_weighted_mean_of_theirs(make_run, tmp_path, two_teachers):
+    teachers = [two_teachers, two_teachers[:1], two_teachers[1:]]
     runs = [make_run(tmp_path / str(i), teachers=names, projection="linear") for i, names in enumerate(teachers)]
     rows = runs[0].batches.rows(0)
     together, wide, narrow = (x @ x.T for x in (run._joined(rows) for run in runs))
     assert_close_rms("cosines", together, (3 * wide + narrow) / 4, 1e-6)
-    run = make_run(tmp_path / "run", teachers=both, projection=projection, steps=40, decay_steps=10, learning_rate=3e-3)
-    losses = []
+
+
+@pytest.mark.parametrize("projection", ["linear", "reduce"])
+def test_several_teachers_teach_as_one(make_run, tmp_path, two_teachers, projection):
+    settings = {"projection": projection, "steps": 40, "decay_steps": 10, "learning_rate": 3e-3}
+    run, losses = make_run(tmp_path / "run", teachers=two_teachers, **settings), []
     run.run(evaluate_every=1000, on_step=lambda progress: losses.append(progress.losses["similarity"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
@@ -359,11 +364,11 @@ def test_only_the_texts_of_the_run_are_embedded(make_run, tmp_path):
     assert 0 < few < len(EmbeddingCache(folder, 96)) == 160
 
 
-def test_projections_that_do_not_fit_are_refused(make_run, tmp_path, wide_teacher, tiny_bert):
+def test_projections_that_do_not_fit_are_refused(make_run, tmp_path, two_teachers):
     with pytest.raises(ValueError, match="teacher is 96 wide, the student 64"):
         make_run(tmp_path / "run", projection="none")
     with pytest.raises(ValueError, match="teachers together are 160 wide, the student 64"):
-        make_run(tmp_path / "run", projection="none", teachers=[{"name": wide_teacher}, {"name": str(tiny_bert)}])
+        make_run(tmp_path / "run", projection="none", teachers=two_teachers)
     with pytest.raises(ValueError, match="weight of the teacher wide must be above 0, got 0"):
         Teacher(name="wide", weight=0)
     with pytest.raises(ValueError, match="linear, reduce or none"):
