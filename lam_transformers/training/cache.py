@@ -167,7 +167,7 @@ def teacher_embeddings(
     The teacher is loaded; it embeds only what the cache does not have. Embeddings are L2-normalised.
 
     Args:
-        bf16: let the teacher compute in bfloat16, its weights too: autocast would turn frozen ones anew in every batch.
+        bf16: let the teacher compute in bfloat16, its weights too.
     """
     model = teacher.load()
     dimensions = model.get_embedding_dimension()
