@@ -87,23 +87,31 @@ def state_shapes(config, batch: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def one_state(**given):
+    """The one state among its names, or None. Raises ValueError if several are given."""
+    names = [name for name, state in given.items() if state is not None]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are names of the same state; give it once, as {names[0]}.")
+    return given[names[0]] if names else None
+
+
 def check_state(model, state, batch: int) -> None:
     """Raise ValueError unless `state` belongs to these weights and to a batch of this size."""
     if not hasattr(state, "fingerprint"):
-        raise ValueError(f"cache_params must be a LAMState (model.new_state), got {type(state).__name__}.")
+        raise ValueError(f"cache must be a LAMState (model.new_state), got {type(state).__name__}.")
     if state.batch_size != batch:
-        raise ValueError(f"cache_params holds {state.batch_size} texts, the batch {batch}; use LAMState.select.")
+        raise ValueError(f"cache holds {state.batch_size} texts, the batch {batch}; use LAMState.select.")
     layers = model.config.num_hidden_layers
     for name, shape in state_shapes(model.config, batch).items():
         got = getattr(state, name)
         if len(got) != layers or tuple(got[0].shape) != shape:
             raise ValueError(
-                f"cache_params comes from another model: {name} is {len(got)} x {list(got[0].shape)}, "
+                f"cache comes from another model: {name} is {len(got)} x {list(got[0].shape)}, "
                 f"this model has {layers} x {list(shape)}."
             )
     # While training, the weights change from one piece of a text to the next.
     if not model.training and state.fingerprint != (expected := model.fingerprint()):
         raise ValueError(
-            f"cache_params was written by other weights (fingerprint {state.fingerprint}, this model is {expected}); "
+            f"cache was written by other weights (fingerprint {state.fingerprint}, this model is {expected}); "
             "start from model.new_state."
         )

@@ -40,7 +40,7 @@ def measure(model_name: str, text: Path, tokens: int, segment: int) -> dict:
         """Read ids[first:last] on from a state, adding to the running sum; returns the seconds."""
         began = time.perf_counter()
         for i in range(first, last, segment):
-            output = model(input_ids=ids[:, i : min(i + segment, last)].long(), cache_params=state)
+            output = model(input_ids=ids[:, i : min(i + segment, last)].long(), cache=state)
             total += output.last_hidden_state[0].sum(0, dtype=torch.float64)
         return time.perf_counter() - began
 

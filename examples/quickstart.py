@@ -65,7 +65,7 @@ def show_long_text(model_name: str, tokens: int = 100_000) -> None:
     state, total = model.new_state(1), torch.zeros(model.config.hidden_size, dtype=torch.float64)
     with torch.inference_mode():
         for i in track(range(0, tokens, SEGMENT), description="Reading", console=console):
-            output = model(input_ids=ids[:, i : i + SEGMENT], cache_params=state)
+            output = model(input_ids=ids[:, i : i + SEGMENT], cache=state)
             total += output.last_hidden_state[0].double().sum(0)
     embedding = torch.nn.functional.normalize(total / tokens, dim=0)
     seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import dual_delta_rule, starting_decay_bias
 from .packing_lam import PackedTexts, positions, segment_size, unpack
-from .state_lam import LAMState, check_state, state_shapes
+from .state_lam import LAMState, check_state, one_state, state_shapes
 
 try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
@@ -37,13 +37,20 @@ except ImportError:
 class LAMModelOutput(ModelOutput):
     """
     last_hidden_state: [B, T, D], zero where the attention mask is zero.
-    cache_params: the `LAMState` after the last token, with `use_cache=True` or when one was handed in.
+    cache: the `LAMState` after the last token, with `use_cache=True` or when one was handed in; also `cache_params`.
     hidden_states: embeddings and the output of each layer, [B, T, D] each, with `output_hidden_states=True`.
     """
 
     last_hidden_state: torch.Tensor | None = None
-    cache_params: LAMState | None = None
+    cache: LAMState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def cache_params(self) -> LAMState | None:
+        return self.cache
+
+    def __getitem__(self, k):
+        return super().__getitem__("cache" if k == "cache_params" else k)
 
 
 class LAMEmbeddings(nn.Module):
@@ -298,10 +305,12 @@ class LAMModel(LAMPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        cache_params: LAMState | None = None,
+        cache: LAMState | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        cache_params: LAMState | None = None,
+        past_key_values: LAMState | None = None,
         **kwargs,
     ) -> LAMModelOutput | tuple[torch.Tensor, ...]:
         r"""
@@ -311,8 +320,8 @@ class LAMModel(LAMPreTrainedModel):
             token_type_ids: [B, T], zeros if not given.
             position_ids: [B, T]; if not given, the number of real tokens of the text before each token.
             inputs_embeds: [B, T, D] word embeddings in place of `input_ids`.
-            cache_params: the `LAMState` to go on from; it is updated. Rows are those of the batch, or the texts of a
-                packed row.
+            cache: the `LAMState` to go on from; it is updated. Rows are those of the batch, or the texts of a packed row.
+                `cache_params` and `past_key_values` are other names of it.
             use_cache: return the state after the last token. A row may then be wholly masked.
             cu_seq_lens_q: [N + 1] bounds of N texts packed one behind the other in one row (B = 1).
             output_hidden_states (in kwargs): also return the embeddings and the output of each layer.
@@ -324,9 +333,10 @@ class LAMModel(LAMPreTrainedModel):
             ValueError: for inputs that do not fit together, ids outside the tables, NaN in `inputs_embeds` (both on the
                 CPU only), or a state of another model or batch.
         """
+        cache = one_state(cache=cache, cache_params=cache_params, past_key_values=past_key_values)
         given = check_inputs(self, input_ids, inputs_embeds, token_type_ids, position_ids)
         batch, time = given.shape[:2]
-        use_cache = cache_params is not None or (self.config.use_cache if use_cache is None else use_cache)
+        use_cache = cache is not None or (self.config.use_cache if use_cache is None else use_cache)
         real = real_tokens(attention_mask, given, cu_seq_lens_q, use_cache)
         texts = None
         if cu_seq_lens_q is not None:
@@ -338,25 +348,25 @@ class LAMModel(LAMPreTrainedModel):
                 None if x is None else x.expand(batch, *x.shape[1:]).flatten(0, 1)[places].unsqueeze(0)
                 for x in (input_ids, inputs_embeds, token_type_ids, position_ids)
             )
-        if use_cache and cache_params is None:
-            cache_params = self.new_state(batch if texts is None else len(texts.lengths))
+        if use_cache and cache is None:
+            cache = self.new_state(batch if texts is None else len(texts.lengths))
         elif use_cache:
-            check_state(self, cache_params, batch if texts is None else len(texts.lengths))
+            check_state(self, cache, batch if texts is None else len(texts.lengths))
         size = (batch, time) if texts is None else (1, texts.total)
         if position_ids is None:
-            position_ids = positions(texts, size, None if cache_params is None else cache_params.seen, given)
+            position_ids = positions(texts, size, None if cache is None else cache.seen, given)
         if token_type_ids is None:
             token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        output = self._read(x, texts, cache_params, **kwargs)
+        output = self._read(x, texts, cache, **kwargs)
         last, hidden_states = output.last_hidden_state, output.hidden_states
         if use_cache:
-            cache_params.seen = cache_params.seen + (time if texts is None else texts.lengths)
+            cache.seen = cache.seen + (time if texts is None else texts.lengths)
         if real is not None:
             last = unpack(last, places, batch, time)
             if hidden_states is not None:
                 hidden_states = tuple(None if x is None else unpack(x, places, batch, time) for x in hidden_states)
-        output = LAMModelOutput(last, cache_params if use_cache else None, hidden_states)
+        output = LAMModelOutput(last, cache if use_cache else None, hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 

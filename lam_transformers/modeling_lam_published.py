@@ -307,7 +307,8 @@ class LAMPublishedModel(PreTrainedModel):
             input_ids: [B, T] token ids.
             attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may stand anywhere in a row.
             token_type_ids: [B, T], zeros if not given.
-            cache_params, use_cache, cu_seq_lens_q: refused; a published rule cannot stream or pack.
+            cache_params (also as cache or past_key_values), use_cache, cu_seq_lens_q: refused; a published rule cannot
+                stream or pack.
             output_hidden_states: also return the embeddings and the output of each layer.
 
         Returns:
@@ -318,7 +319,8 @@ class LAMPublishedModel(PreTrainedModel):
             ValueError: for inputs that do not fit together, ids outside the tables (on the CPU only), a text longer
                 than the position table, or a request to stream or pack.
         """
-        if cache_params is not None or use_cache or cu_seq_lens_q is not None:
+        states = (cache_params, kwargs.get("cache"), kwargs.get("past_key_values"))
+        if any(x is not None for x in states) or use_cache or cu_seq_lens_q is not None:
             raise ValueError(WHOLE_TEXTS)
         if given := [name for name in ("inputs_embeds", "position_ids") if kwargs.get(name) is not None]:
             raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import transformers
 
 # A text may be cut before these characters: separators, ASCII punctuation other than brackets (special tokens have
 # those) and CJK ideographs. BERT's normalizer and pre-tokenizer break there whatever stands on either side.
@@ -203,11 +204,34 @@ def ahead(items: Iterable) -> Iterator:
 
 
 def stream(model, segments: Iterable[list[int]], state=None):
-    """Run a LAM over one text in segments. Yields the token states [T, D] of each and the state after it."""
+    """Run a LAM over one text in segments. Yields the token states [T, D] of each and the state after it.
+
+    Args:
+        model: a `LAMModel`.
+        segments: the token ids of the text, piece after piece.
+        state: the `LAMState` to go on from, which is updated; a new one if not given.
+
+    Raises:
+        RuntimeError: if the model did not carry the state on, so that the text would silently be read in pieces that
+            know nothing of each other.
+    """
     device = model.embeddings.word_embeddings.weight.device
+    state = model.new_state(1) if state is None else state
+    seen = int(state.seen[0])
     for ids in segments:
         if not ids:
             continue
+        # The state is this function's own: what a version of transformers makes of an output's fields changes nothing.
         out = model(input_ids=torch.tensor([ids], device=device), cache_params=state, use_cache=True)
-        state = out.cache_params
+        seen += len(ids)
+        if state.seen.tolist() != [seen]:
+            raise RuntimeError(_lost(state.seen.tolist(), seen))
         yield out.last_hidden_state[0], state
+
+
+def _lost(got: list[int], seen: int) -> str:
+    return (
+        f"The state counts {got} tokens where {seen} were read: the model did not carry it from one segment to the next, "
+        f"so a long text would be embedded wrongly. Found with transformers {transformers.__version__} and torch "
+        f"{torch.__version__}; install versions that LAM was tested with (docs/COMPATIBILITY.md)."
+    )

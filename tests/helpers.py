@@ -135,7 +135,7 @@ def read_in_pieces(model, ids, cuts, mask=None):
     state, outputs = model.new_state(len(ids)), []
     for start, end in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
         piece = None if mask is None else mask[:, start:end]
-        outputs.append(hidden(model, ids[:, start:end], attention_mask=piece, cache_params=state))
+        outputs.append(hidden(model, ids[:, start:end], attention_mask=piece, cache=state))
     return torch.cat(outputs, 1), state
 
 

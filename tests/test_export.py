@@ -52,7 +52,7 @@ def test_segments_with_padding_equal_the_model(tiny_model, texts, wanted, export
     for row, (got, want) in enumerate(zip(states, wanted, strict=True)):
         assert_close_rms(f"text {row}", got, want, 1e-5)
         state = tiny_model.new_state(1)
-        hidden(tiny_model, texts[row].unsqueeze(0), cache_params=state)
+        hidden(tiny_model, texts[row].unsqueeze(0), cache=state)
         for layer in range(len(memory)):
             assert_close_rms("memory", memory[layer, row], state.memory[layer][0], 1e-5)
             assert_close_rms("convolution inputs", conv[layer, row], state.conv[layer][0], 1e-5)

@@ -350,14 +350,14 @@ def test_autocast_stays_close_and_keeps_float32_states(tiny_model, ids):
         output = tiny_model(ids, attention_mask=make_mask("left"), use_cache=True)
     want = hidden(tiny_model, ids, attention_mask=make_mask("left"))
     assert_close_rms("hidden states", output.last_hidden_state, want, 4e-2)
-    assert {x.dtype for x in output.cache_params.memory} == {torch.float32}
+    assert {x.dtype for x in output.cache.memory} == {torch.float32}
 
 
 def test_a_double_model_is_the_same_model(tiny_model, tiny_folder, ids):
     model = transformers.AutoModel.from_pretrained(tiny_folder, dtype=torch.float64)
     output = model(ids, use_cache=True)
     assert output.last_hidden_state.dtype == torch.float64
-    assert {x.dtype for x in (*output.cache_params.memory, *output.cache_params.conv)} == {torch.float64}
+    assert {x.dtype for x in (*output.cache.memory, *output.cache.conv)} == {torch.float64}
     assert_close_rms("hidden states", output.last_hidden_state, hidden(tiny_model, ids).double(), 1e-5)
     pieces, _ = read_in_pieces(model, ids, [3, 4, 17])
     assert_close_rms("hidden states in pieces", pieces, output.last_hidden_state, 1e-12)

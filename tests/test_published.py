@@ -109,7 +109,11 @@ def test_arithmetic_in_single_precision_is_a_choice(convert_small):
 
 
 @pytest.mark.parametrize(
-    "request_", [{"use_cache": True}, {"cache_params": object()}, {"cu_seq_lens_q": torch.tensor([0, 4, 9])}]
+    "request_",
+    [
+        {"use_cache": True}, {"cache": object()}, {"cache_params": object()}, {"past_key_values": object()},
+        {"cu_seq_lens_q": torch.tensor([0, 4, 9])},
+    ],
 )
 def test_streaming_and_packing_are_refused_with_the_reason(model, main_model, request_):
     for each in (model, main_model):

@@ -43,9 +43,9 @@ def test_segments_equal_one_pass_for_packed_texts_with_a_state(tiny_model, short
     results = []
     for context in (torch.enable_grad(), torch.inference_mode()):
         with context:
-            state = tiny_model(ids[:, :44], cu_seq_lens_q=torch.tensor([0, 4, 20, 43, 44]), use_cache=True).cache_params
-            output = tiny_model(ids, cu_seq_lens_q=bounds, cache_params=state)
-            results.append((output.last_hidden_state, *output.cache_params.memory, output.cache_params.seen))
+            state = tiny_model(ids[:, :44], cu_seq_lens_q=torch.tensor([0, 4, 20, 43, 44]), use_cache=True).cache
+            output = tiny_model(ids, cu_seq_lens_q=bounds, cache=state)
+            results.append((output.last_hidden_state, *output.cache.memory, output.cache.seen))
     for i, (whole, segments) in enumerate(zip(*results, strict=True)):
         assert_close_rms(f"tensor {i}", segments, whole, 1e-5)
 

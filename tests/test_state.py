@@ -16,16 +16,16 @@ def test_splitting_anywhere_with_the_carried_state_changes_nothing(tiny_model, i
     one_pass = tiny_model(ids, attention_mask=mask, use_cache=True)
     got, state = read_in_pieces(tiny_model, ids, cuts, mask)
     assert_close_rms("hidden states", got, one_pass.last_hidden_state, 1e-5)
-    assert_same_state(state, one_pass.cache_params)
+    assert_same_state(state, one_pass.cache)
     assert state.seen.tolist() == ([21] * 3 if mask is None else [21, 9, 1])
     assert_close_rms("without a state", got, hidden(tiny_model, ids, attention_mask=mask), 1e-5)
 
 
 def test_a_segment_that_is_wholly_masked_leaves_the_state_alone(tiny_model, ids):
     state = tiny_model.new_state(3)
-    hidden(tiny_model, ids, cache_params=state)
+    hidden(tiny_model, ids, cache=state)
     before = state.clone()
-    output = hidden(tiny_model, ids, attention_mask=torch.zeros_like(ids), cache_params=state)
+    output = hidden(tiny_model, ids, attention_mask=torch.zeros_like(ids), cache=state)
     assert not output.any()
     assert all(torch.equal(x, y) for x, y in zip(state_tensors(state), state_tensors(before), strict=True))
 
@@ -34,7 +34,7 @@ def test_rows_that_end_early_keep_their_state_while_others_go_on(tiny_model, ids
     mask = make_mask("right", (21, 9, 1))
     _, state = read_in_pieces(tiny_model, ids, [10], mask)
     for row, length in enumerate((21, 9, 1)):
-        alone = tiny_model(ids[row : row + 1, :length], use_cache=True).cache_params
+        alone = tiny_model(ids[row : row + 1, :length], use_cache=True).cache
         assert_same_state(state.select([row]), alone)
 
 
@@ -42,8 +42,8 @@ def test_packed_texts_go_on_from_their_states(tiny_model):
     ids = random_ids(1, 40, vocab_size=tiny_model.config.vocab_size)
     first, second = torch.tensor([0, 5, 5, 20]), torch.tensor([0, 0, 12, 20])
     state = tiny_model.new_state(3)
-    hidden(tiny_model, ids[:, :20], cu_seq_lens_q=first, cache_params=state)
-    got = hidden(tiny_model, ids[:, 20:], cu_seq_lens_q=second, cache_params=state)
+    hidden(tiny_model, ids[:, :20], cu_seq_lens_q=first, cache=state)
+    got = hidden(tiny_model, ids[:, 20:], cu_seq_lens_q=second, cache=state)
     assert state.seen.tolist() == [5, 12, 23]
     whole = torch.cat([ids[:, 5:20], ids[:, 32:]], 1)
     assert_close_rms("text 1", got[:, :12], hidden(tiny_model, ids[:, 20:32]), 1e-5)
@@ -56,24 +56,42 @@ def test_gradients_flow_through_a_carried_state_until_it_is_detached(make_model)
     whole = model(ids).last_hidden_state
     (want,) = torch.autograd.grad(whole.square().mean(), model.layers[0].memory.in_proj.weight)
     first = model(ids[:, :7], use_cache=True)
-    second = model(ids[:, 7:], cache_params=first.cache_params)
+    second = model(ids[:, 7:], cache=first.cache)
     both = torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
     (got,) = torch.autograd.grad(both.square().mean(), model.layers[0].memory.in_proj.weight)
     assert_close_rms("gradient of in_proj", got, want, 1e-5)
-    assert first.cache_params.memory[0].requires_grad
-    assert not any(x.requires_grad for x in state_tensors(first.cache_params.detach()))
+    assert first.cache.memory[0].requires_grad
+    assert not any(x.requires_grad for x in state_tensors(first.cache.detach()))
 
 
 def test_use_cache_follows_the_config_unless_given(make_model, ids):
     model = make_model(use_cache=True)
-    assert isinstance(model(ids).cache_params, LAMState)
-    assert model(ids, use_cache=False).cache_params is None
-    assert make_model()(ids).cache_params is None
+    assert isinstance(model(ids).cache, LAMState)
+    assert model(ids, use_cache=False).cache is None
+    assert make_model()(ids).cache is None
+
+
+@pytest.mark.parametrize("name", ["cache", "cache_params", "past_key_values"])
+def test_the_state_goes_on_under_each_of_its_names(tiny_model, ids, name):
+    want = hidden(tiny_model, ids)[:, 10:]
+    state = tiny_model(ids[:, :10], use_cache=True).cache
+    output = tiny_model(ids[:, 10:], **{name: state})
+    assert_close_rms("hidden states", output.last_hidden_state, want, 1e-5)
+    assert state.seen.tolist() == [21] * 3
+    assert output.cache is output.cache_params is output["cache"] is output["cache_params"] is output[1] is state
+    assert list(output.keys()) == ["last_hidden_state", "cache"]
+
+
+def test_two_names_for_the_state_at_once_are_refused(tiny_model, ids):
+    state = tiny_model.new_state(3)
+    with pytest.raises(ValueError, match="cache and past_key_values are names of the same state"):
+        tiny_model(ids, cache=state, past_key_values=state)
+    assert_same_state(state, tiny_model.new_state(3), 0)
 
 
 @pytest.fixture
 def state(tiny_model, ids):
-    return tiny_model(ids, attention_mask=make_mask("right"), use_cache=True).cache_params.detach()
+    return tiny_model(ids, attention_mask=make_mask("right"), use_cache=True).cache.detach()
 
 
 def test_a_reset_state_is_a_new_one(tiny_model, state):
@@ -95,15 +113,15 @@ def test_select_takes_rows_in_the_given_order(tiny_model, ids, state):
     chosen = state.select([2, 0, 0])
     assert chosen.batch_size == 3
     assert chosen.seen.tolist() == [1, 21, 21]
-    want = hidden(tiny_model, ids, cache_params=state.clone())
-    got = hidden(tiny_model, ids[[2, 0, 0]], cache_params=chosen)
+    want = hidden(tiny_model, ids, cache=state.clone())
+    got = hidden(tiny_model, ids[[2, 0, 0]], cache=chosen)
     assert_close_rms("hidden states", got, want[[2, 0, 0]], 1e-5)
 
 
 def test_a_clone_shares_nothing_with_its_original(tiny_model, ids, state):
     copied = state.clone()
     kept = [x.clone() for x in state_tensors(state)]
-    hidden(tiny_model, ids, cache_params=copied)
+    hidden(tiny_model, ids, cache=copied)
     for x in state_tensors(copied):
         x.zero_()
     assert all(torch.equal(x, y) for x, y in zip(state_tensors(state), kept, strict=True))
@@ -120,7 +138,7 @@ def test_a_saved_state_goes_on_exactly(tiny_model, ids, state, tmp_path):
     state.save(tmp_path / "text.state")
     loaded = LAMState.load(tmp_path / "text.state")
     assert_same_state(loaded, state, 0)
-    assert torch.equal(hidden(tiny_model, ids, cache_params=loaded), hidden(tiny_model, ids, cache_params=state))
+    assert torch.equal(hidden(tiny_model, ids, cache=loaded), hidden(tiny_model, ids, cache=state))
     assert [path.name for path in tmp_path.iterdir()] == ["text.state"]
 
 
@@ -146,23 +164,23 @@ def test_a_safetensors_file_of_something_else_is_refused(tmp_path, metadata):
 
 
 def test_a_state_of_another_batch_size_is_refused(tiny_model, ids, state):
-    with pytest.raises(ValueError, match="cache_params holds 3 texts, the batch 2"):
-        tiny_model(ids[:2], cache_params=state)
+    with pytest.raises(ValueError, match="cache holds 3 texts, the batch 2"):
+        tiny_model(ids[:2], cache=state)
 
 
 @pytest.mark.parametrize(
     "change", [{"num_hidden_layers": 3}, {"num_attention_heads": 4}, {"conv_kernel": 3}, {"hidden_size": 32}], ids=str
 )
 def test_a_state_of_another_geometry_is_refused(make_model, ids, state, change):
-    with pytest.raises(ValueError, match="cache_params comes from another model"):
-        make_model(**change)(ids, cache_params=state)
+    with pytest.raises(ValueError, match="cache comes from another model"):
+        make_model(**change)(ids, cache=state)
 
 
 def test_a_state_of_other_weights_is_refused(make_model, tiny_model, ids, state):
     other = make_model(seed=5)
     assert other.fingerprint() != tiny_model.fingerprint()
     with pytest.raises(ValueError, match=f"other weights.*{state.fingerprint}.*{other.fingerprint()}"):
-        other(ids, cache_params=state)
+        other(ids, cache=state)
 
 
 def test_untrained_models_of_different_seeds_have_different_fingerprints(tiny_config):
@@ -178,12 +196,12 @@ def test_the_fingerprint_survives_saving_and_loading(tiny_model, tiny_folder):
 
 
 def test_a_state_that_is_no_state_is_refused(tiny_model, ids):
-    with pytest.raises(ValueError, match="cache_params must be a LAMState"):
-        tiny_model(ids, cache_params={"memory": []})
+    with pytest.raises(ValueError, match="cache must be a LAMState"):
+        tiny_model(ids, cache={"memory": []})
 
 
 def test_a_refused_input_leaves_the_state_as_it_was(tiny_model, ids, state):
     before = state.clone()
     with pytest.raises(ValueError, match="input_ids"):
-        tiny_model(ids + tiny_model.config.vocab_size, cache_params=state)
+        tiny_model(ids + tiny_model.config.vocab_size, cache=state)
     assert_same_state(state, before, 0)

@@ -1,12 +1,18 @@
 """Texts tokenised in pieces have the ids of one go; running pools are the pools of everything."""
 
+import re
+
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.modeling_outputs import BaseModelOutput
 
 from lam_transformers import streaming_lam
-from lam_transformers.streaming_lam import RunningPool, TextTokenizer, ahead, check_text
+from lam_transformers.streaming_lam import RunningPool, TextTokenizer, ahead, check_text, stream
+
+from .helpers import assert_close_rms, hidden, random_ids
 
 ALPHABET = (
     "ab zA.[],!-\t\n\r\x00\x0b\x0c\x1c\x85\u00a0\u00ad\u0301\u0338\u200b\u2028\u3000\ufffd\ufeff"
@@ -145,3 +151,45 @@ def test_ahead_yields_everything_and_hands_errors_on():
     some = ahead(iter(range(100)))
     assert next(some) == 0
     some.close()  # the thread ends with the generator
+
+
+def in_segments(model, ids, size=7, state=None):
+    pieces = [ids[start : start + size].tolist() for start in range(0, len(ids), size)]
+    with torch.no_grad():
+        return torch.cat([states for states, _ in stream(model, pieces, state)])
+
+
+def test_a_stream_is_one_pass_whatever_becomes_of_the_fields_of_an_output(make_model, monkeypatch):
+    """transformers 5.24 renamed an output's item `cache_params`: our field then read None and the memory began anew."""
+    model = make_model()
+    ids = random_ids(50, vocab_size=model.config.vocab_size)
+    want = hidden(model, ids.unsqueeze(0))[0]
+    forward = type(model).forward
+
+    def without_a_state(self, *args, **kwargs):
+        return BaseModelOutput(forward(self, *args, **kwargs).last_hidden_state)
+
+    for change in (forward, without_a_state):
+        monkeypatch.setattr(type(model), "forward", change)
+        assert_close_rms("token states", in_segments(model, ids), want, 1e-5)
+
+
+def test_a_stream_whose_state_is_not_carried_on_is_an_error(make_model, monkeypatch):
+    model = make_model()
+    ids = random_ids(50, vocab_size=model.config.vocab_size)
+    forward = type(model).forward
+
+    def forgetful(self, *args, **kwargs):
+        return forward(self, *args, **kwargs | {"cache": None, "cache_params": None, "past_key_values": None})
+
+    monkeypatch.setattr(type(model), "forward", forgetful)
+    with pytest.raises(RuntimeError, match=re.escape(f"transformers {transformers.__version__} and torch")):
+        in_segments(model, ids)
+
+
+def test_a_stream_goes_on_from_the_state_that_it_is_given_and_updates_it(tiny_model):
+    ids = random_ids(50, vocab_size=tiny_model.config.vocab_size)
+    state = tiny_model.new_state(1)
+    got = torch.cat([in_segments(tiny_model, ids[:23], 9, state), in_segments(tiny_model, ids[23:], 9, state)])
+    assert state.seen.tolist() == [50]
+    assert_close_rms("token states", got, hidden(tiny_model, ids.unsqueeze(0))[0], 1e-5)

@@ -31,7 +31,7 @@ class LAMSegment(nn.Module):
         length         [B] int64, how many of the T tokens are real, from the left; the others are padding
         hidden_states  [B, T, D], zero at the padding
 
-    The values are those of `LAMModel` with `cache_params`.
+    The values are those of `LAMModel` with a `cache`.
     """
 
     def __init__(self, model: LAMModel):

@@ -110,7 +110,7 @@ def memories(lam, state: LAMState) -> torch.Tensor:
 def read(lam, ids: torch.Tensor, state: LAMState) -> LAMState:
     """Read token ids [B, T] on from a state, which is updated and returned."""
     for start in range(0, ids.shape[1], SEGMENT):
-        lam(input_ids=ids[:, start : start + SEGMENT], cache_params=state)
+        lam(input_ids=ids[:, start : start + SEGMENT], cache=state)
     return state
 
 
