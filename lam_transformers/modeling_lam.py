@@ -5,7 +5,6 @@ Read delta_rule_lam.py first for the memory rule and the alphabet of the shapes:
 size, D = H K hidden size, N texts of a packed row.
 """
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from .checks_lam import check_inputs, check_weights, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import dual_delta_rule, starting_decay_bias
 from .packing_lam import PackedTexts, positions, segment_size, unpack
-from .state_lam import LAMState, check_state, one_state, state_shapes
+from .state_lam import LAMState, check_state, device_of, fingerprint_of, one_state, state_shapes
 
 try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
@@ -277,25 +276,18 @@ class LAMModel(LAMPreTrainedModel):
         weight = self.layers[0].memory.in_proj.weight
         return "torch" if kernels is None else kernels.backend_of(self.layers[0].memory, weight.dtype, weight.device)
 
-    @torch.no_grad()
     def fingerprint(self) -> str:
-        """Identifies the weights (by a small sample of them); a `LAMState` carries it."""
-        digest = hashlib.sha256()
-        for memory, norm in ((layer.memory, layer.memory_norm) for layer in self.layers):
-            first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
-            for x in (first, memory.decay_bias, memory.norm_weight, norm.weight):
-                digest.update(x.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Identifies the weights (by a small sample of each parameter); a `LAMState` carries it."""
+        return fingerprint_of(self)
 
     def new_state(self, batch_size: int) -> LAMState:
         """The empty state of `batch_size` texts that have not begun."""
-        weight, shapes = self.embeddings.word_embeddings.weight, state_shapes(self.config, batch_size)
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        device, shapes = device_of(self), state_shapes(self.config, batch_size)
+        dtype = torch.float64 if self.embeddings.word_embeddings.weight.dtype == torch.float64 else torch.float32
         memory, conv = (
-            [torch.zeros(shapes[name], dtype=dtype, device=weight.device) for _ in self.layers]
-            for name in ("memory", "conv")
+            [torch.zeros(shapes[name], dtype=dtype, device=device) for _ in self.layers] for name in ("memory", "conv")
         )
-        seen = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
+        seen = torch.zeros(batch_size, dtype=torch.long, device=device)
         return LAMState(memory, conv, seen, self.fingerprint())
 
     def forward(
@@ -320,8 +312,8 @@ class LAMModel(LAMPreTrainedModel):
             token_type_ids: [B, T], zeros if not given.
             position_ids: [B, T]; if not given, the number of real tokens of the text before each token.
             inputs_embeds: [B, T, D] word embeddings in place of `input_ids`.
-            cache: the `LAMState` to go on from; it is updated. Rows are those of the batch, or the texts of a packed row.
-                `cache_params` and `past_key_values` are other names of it.
+            cache: the `LAMState` to go on from; it is updated when all is done, and after an exception as it was. Rows
+                are those of the batch, or the texts of a packed row. Also as `cache_params` or `past_key_values`.
             use_cache: return the state after the last token. A row may then be wholly masked.
             cu_seq_lens_q: [N + 1] bounds of N texts packed one behind the other in one row (B = 1).
             output_hidden_states (in kwargs): also return the embeddings and the output of each layer.
@@ -358,17 +350,21 @@ class LAMModel(LAMPreTrainedModel):
         if token_type_ids is None:
             token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        output = self._read(x, texts, cache, **kwargs)
+        # The layers work on a copy, which is taken over at the very end: after an exception nothing has changed.
+        after = None if cache is None else cache.copy()
+        output = self._read(x, texts, after, **kwargs)
         last, hidden_states = output.last_hidden_state, output.hidden_states
-        if use_cache:
-            cache.seen = cache.seen + (time if texts is None else texts.lengths)
         if real is not None:
             last = unpack(last, places, batch, time)
             if hidden_states is not None:
                 hidden_states = tuple(None if x is None else unpack(x, places, batch, time) for x in hidden_states)
         output = LAMModelOutput(last, cache if use_cache else None, hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        result = output if return_dict else output.to_tuple()
+        if cache is not None:
+            after.seen = after.seen + (time if texts is None else texts.lengths)
+            cache.become(after)
+        return result
 
     def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""

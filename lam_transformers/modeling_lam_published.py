@@ -319,8 +319,8 @@ class LAMPublishedModel(PreTrainedModel):
             ValueError: for inputs that do not fit together, ids outside the tables (on the CPU only), a text longer
                 than the position table, or a request to stream or pack.
         """
-        states = (cache_params, kwargs.get("cache"), kwargs.get("past_key_values"))
-        if any(x is not None for x in states) or use_cache or cu_seq_lens_q is not None:
+        carried = (cache_params, kwargs.get("cache"), kwargs.get("past_key_values"))
+        if any(x is not None for x in carried) or use_cache or cu_seq_lens_q is not None:
             raise ValueError(WHOLE_TEXTS)
         if given := [name for name in ("inputs_embeds", "position_ids") if kwargs.get(name) is not None]:
             raise ValueError(

@@ -215,14 +215,13 @@ def stream(model, segments: Iterable[list[int]], state=None):
         RuntimeError: if the model did not carry the state on, so that the text would silently be read in pieces that
             know nothing of each other.
     """
-    device = model.embeddings.word_embeddings.weight.device
     state = model.new_state(1) if state is None else state
     seen = int(state.seen[0])
     for ids in segments:
         if not ids:
             continue
         # The state is this function's own: what a version of transformers makes of an output's fields changes nothing.
-        out = model(input_ids=torch.tensor([ids], device=device), cache_params=state, use_cache=True)
+        out = model(input_ids=torch.tensor([ids], device=state.seen.device), cache_params=state, use_cache=True)
         seen += len(ids)
         if state.seen.tolist() != [seen]:
             raise RuntimeError(_lost(state.seen.tolist(), seen))
@@ -231,7 +230,7 @@ def stream(model, segments: Iterable[list[int]], state=None):
 
 def _lost(got: list[int], seen: int) -> str:
     return (
-        f"The state counts {got} tokens where {seen} were read: the model did not carry it from one segment to the next, "
-        f"so a long text would be embedded wrongly. Found with transformers {transformers.__version__} and torch "
-        f"{torch.__version__}; install versions that LAM was tested with (docs/COMPATIBILITY.md)."
+        f"The state counts {got} tokens where {seen} were read: it was not carried from one segment of the text to the "
+        "next, and a long text would be embedded wrongly. "
+        f"Found with transformers {transformers.__version__} and torch {torch.__version__}; install versions that LAM was tested with (docs/COMPATIBILITY.md)."
     )

@@ -4,7 +4,9 @@ Also what the tests of other frameworks share.
 """
 
 import os
+import random
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -145,6 +147,16 @@ def assert_same_state(got: LAMState, want: LAMState, bound: float = 1e-5):
     for i in range(len(want.memory)):
         assert_close_rms(f"memory of layer {i}", got.memory[i], want.memory[i], bound)
         assert_close_rms(f"convolution inputs of layer {i}", got.conv[i], want.conv[i], bound)
+
+
+def flipped(whole: bytes, inside: int = 60) -> Iterator[bytes]:
+    """A safetensors file with one bit flipped: one of each byte of its header, and `inside` of them in its tensors."""
+    g = random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for at in [*range(header), *(g.randrange(header, len(whole)) for _ in range(inside))]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << g.randrange(8)
+        yield bytes(damaged)
 
 
 def state_tensors(state: LAMState) -> list[torch.Tensor]:

@@ -1,15 +1,22 @@
 """Late chunks, appendable embeddings and the small wrapper."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from lam_transformers import streaming_lam
+from lam_transformers import state_lam, streaming_lam
 from lam_transformers.conversion.export import export_model
 from lam_transformers.encoding import LAMEncoder, LAMSession, chunks, late_chunks, session
 from lam_transformers.encoding.parts import Parts
+from lam_transformers.state_lam import load_tensors
+
+from .helpers import flipped
 
 TEXT = (
     "The dog runs in the house. A woman reads a book!  Slowly, the cat sleeps...\n"
@@ -232,16 +239,92 @@ def test_a_failed_append_or_save_changes_nothing(encoder, tmp_path, monkeypatch)
     running.save(path)
     before = path.read_bytes()
 
-    def full_disk(tensors, name, metadata):
-        with open(name, "w") as file:
-            file.write("half")
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(session, "save_file", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         running.append("more text").save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_text_counts_as_read_only_when_its_tokens_are(encoder, monkeypatch, error):
+    monkeypatch.setattr(session, "SEGMENT", 8)
+    running = LAMSession(encoder).append(TEXT)
+    want, characters, calls = running.embedding(), running.characters, []
+
+    def fail(module, args):
+        calls.append(module)
+        if len(calls) == 3:
+            raise error
+
+    hook = encoder.model[0].model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        running.append(TEXT * 3)
+    hook.remove()
+    assert running.characters == characters
+    assert np.array_equal(running.embedding(), want)
+    assert close(running.append(TEXT * 3).embedding(), encoder.encode(TEXT * 4))
+
+
+def test_a_flipped_bit_in_a_saved_session_is_found(make_model, tokenizer, tmp_path):
+    make_model(hidden_size=8).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    small, path = LAMEncoder(tmp_path / "small"), tmp_path / "session.safetensors"
+    running = LAMSession(small).append(TEXT * 200)
+    assert running.tokens > 2048
+    want = running.embedding()
+    running.save(path)
+    for damaged in flipped(path.read_bytes()):
+        path.write_bytes(damaged)
+        try:
+            loaded = LAMSession.load(path, small)
+        except ValueError:
+            continue
+        assert np.array_equal(loaded.embedding(), want)
+
+
+@pytest.fixture
+def saved(encoder, tmp_path):
+    """A saved session, and what is in the file: tensors, and `about` as a dictionary."""
+    path = tmp_path / "session.safetensors"
+    running = LAMSession(encoder).append(TEXT * 200)
+    running.save(path)
+    tensors, about = load_tensors(path, "lam_session", "LAMSession")
+    return running, path, tensors, json.loads(about)
+
+
+def test_a_session_that_lam_0_1_saved_goes_on(encoder, saved):
+    running, path, tensors, about = saved
+    about["fingerprint"] = state_lam._old_fingerprint(encoder.model[0].model)
+    save_file(tensors, path, {"lam_session": json.dumps(about)})
+    loaded = LAMSession.load(path, encoder)
+    assert np.array_equal(loaded.append("the dog").embedding(), running.append("the dog").embedding())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("memory", lambda x: x * float("nan"), "memory of layer 0 holds NaN"),
+        ("memory", lambda x: x[:1], r"memory is \[1, "), ("conv", lambda x: x.half()[:, 0], r"conv is \["),
+        ("seen", lambda x: x - 1, "count is 8192, the state has seen"), ("seen", lambda x: -x, "no number of tokens"),
+        ("pooled", lambda x: x / 0, "pooled holds NaN"), ("ids", lambda x: x + 10**6, "beyond the"),
+        ("count", lambda x: 0, "count is 0"), ("characters", lambda x: -3, "characters is -3"),
+        ("waiting", lambda x: 7, "characters is"), ("seen", None, "it holds"), ("count", None, "KeyError"),
+    ],
+)  # fmt: skip
+def test_a_session_whose_parts_do_not_fit_is_refused(encoder, saved, name, change, message):
+    _, path, tensors, about = saved
+    parts = tensors if name in tensors else about
+    value = parts.pop(name)
+    if change is not None:
+        parts[name] = change(value)
+    tensors = {key: x.contiguous() for key, x in tensors.items()}
+    save_file(tensors, path, {"lam_session": json.dumps(about)})
+    with pytest.raises(ValueError, match=rf"is damaged and cannot be read as a LAMSession: .*{message}"):
+        LAMSession.load(path, encoder)
 
 
 def test_the_wrapper_runs_no_code_from_the_folder(folder, encoder):

@@ -111,7 +111,10 @@ def test_arithmetic_in_single_precision_is_a_choice(convert_small):
 @pytest.mark.parametrize(
     "request_",
     [
-        {"use_cache": True}, {"cache": object()}, {"cache_params": object()}, {"past_key_values": object()},
+        {"use_cache": True},
+        {"cache": object()},
+        {"cache_params": object()},
+        {"past_key_values": object()},
         {"cu_seq_lens_q": torch.tensor([0, 4, 9])},
     ],
 )

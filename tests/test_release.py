@@ -111,7 +111,7 @@ def test_shipped_code_is_the_packages_own(name):
 @pytest.mark.parametrize("name", SHIPPED_CODE)
 def test_shipped_code_is_short_and_flat(name):
     text = (PACKAGE / name).read_text()
-    assert len(text.splitlines()) < 400
+    assert len(text.splitlines()) < 450
     relative = [line for line in text.splitlines() if line.strip().startswith("from .")]
     assert all(line.split()[1].lstrip(".") + ".py" in SHIPPED_CODE for line in relative), relative
 

@@ -1,12 +1,24 @@
 """Streaming: a text read in pieces, and the state that is carried between them."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lam_transformers import LAMModel, LAMState
+from lam_transformers import LAMModel, LAMState, state_lam
 
-from .helpers import assert_close_rms, assert_same_state, hidden, make_mask, random_ids, read_in_pieces, state_tensors
+from .helpers import (
+    assert_close_rms,
+    assert_same_state,
+    flipped,
+    hidden,
+    make_mask,
+    random_ids,
+    read_in_pieces,
+    state_tensors,
+)
 
 
 @pytest.mark.parametrize("cuts", [[1], [20], [3], [4], [1, 2, 3, 4], [7, 14], list(range(1, 21))], ids=str)
@@ -205,3 +217,139 @@ def test_a_refused_input_leaves_the_state_as_it_was(tiny_model, ids, state):
     with pytest.raises(ValueError, match="input_ids"):
         tiny_model(ids + tiny_model.config.vocab_size, cache=state)
     assert_same_state(state, before, 0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("place", ["layer", "segment"])
+def test_an_exception_in_the_middle_of_a_call_leaves_the_state_as_it_was(make_model, ids, monkeypatch, error, place):
+    model = make_model()
+    state = model(ids[:, :10], use_cache=True).cache.detach()
+    before = state.clone()
+    want = hidden(model, ids[:, 10:], cache=state.clone())
+    calls = []
+
+    def fail(module, args):
+        calls.append(module)
+        if len(calls) == (1 if place == "layer" else 3):
+            raise error
+
+    monkeypatch.setattr("lam_transformers.modeling_lam.segment_size", lambda device: 4)
+    hook = model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(error), torch.set_grad_enabled(place == "layer"):
+        model(ids[:, 10:], cache=state) if place == "layer" else hidden(model, ids[:, 10:], cache=state)
+    hook.remove()
+    assert_same_state(state, before, 0)
+    assert_close_rms("hidden states", hidden(model, ids[:, 10:], cache=state), want, 1e-5)
+
+
+def broken(state, name, change, layer=1):
+    state = state.clone()
+    if name == "seen":
+        state.seen = change(state.seen)
+    else:
+        getattr(state, name)[layer] = change(getattr(state, name)[layer])
+    return state
+
+
+BROKEN = [
+    ("memory", lambda x: x[:2], "another model or is damaged.*memory.*layer 1"),
+    ("conv", lambda x: torch.cat([x, x]), "another model or is damaged.*conv.*layer 1"),
+    ("memory", lambda x: x.half(), "memory of layer 1 is torch.float16"),
+    ("conv", lambda x: x.long(), "conv of layer 1 is torch.int64"),
+    ("memory", lambda x: x.to("meta"), "memory of layer 1 is on meta"),
+    ("memory", lambda x: x.clone().index_fill(0, torch.tensor(2), float("nan")), "memory of layer 1 holds NaN"),
+    ("conv", lambda x: x.clone().index_fill(0, torch.tensor(0), float("inf")), "conv of layer 1 holds NaN or infinity"),
+    ("seen", lambda x: x - 5, "seen is -4 to 16"),
+    ("seen", lambda x: x + 2**60, "no number of tokens"),
+    ("seen", lambda x: x.float(), "seen is torch.float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BROKEN)
+def test_every_layer_of_a_state_is_checked_before_it_is_used(tiny_model, ids, state, name, change, message):
+    wrong = broken(state, name, change)
+    with pytest.raises(ValueError, match=message):
+        tiny_model(ids, cache=wrong)
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [x for x in BROKEN if "layer 1 is" not in x[2]][2:])
+def test_a_state_that_was_saved_broken_is_refused_when_it_is_loaded(state, tmp_path, name, change, message):
+    broken(state, name, change).save(tmp_path / "text.state")
+    with pytest.raises(ValueError, match=rf"text\.state is damaged.*{message}"):
+        LAMState.load(tmp_path / "text.state")
+
+
+def test_large_numbers_in_a_state_are_no_damage(tiny_model, ids, state):
+    state.memory[0] = torch.full_like(state.memory[0], 1e36)
+    assert state.damage() is None
+
+
+def test_a_flipped_bit_in_a_saved_state_is_found(make_model, tmp_path):
+    model = make_model(hidden_size=8)
+    state = model(random_ids(1, 9, vocab_size=model.config.vocab_size), use_cache=True).cache.detach()
+    path = tmp_path / "text.state"
+    state.save(path)
+    for damaged in flipped(path.read_bytes()):
+        path.write_bytes(damaged)
+        try:
+            loaded = LAMState.load(path)
+        except ValueError:
+            continue
+        assert_same_state(loaded, state, 0)
+
+
+def test_a_state_that_lam_0_1_saved_goes_on(tiny_model, ids, state, tmp_path):
+    tensors = {"memory": torch.stack(state.memory), "conv": torch.stack(state.conv), "seen": state.seen}
+    save_file(tensors, tmp_path / "old.state", {"lam_state": state_lam._old_fingerprint(tiny_model)})
+    loaded = LAMState.load(tmp_path / "old.state")
+    want = hidden(tiny_model, ids, cache=state)
+    assert torch.equal(hidden(tiny_model, ids, cache=loaded), want)
+    assert loaded.fingerprint == tiny_model.fingerprint()
+
+
+def test_a_state_that_lam_0_1_saved_with_another_model_is_refused(make_model, tiny_model, ids, state):
+    state.fingerprint = state_lam._old_fingerprint(make_model(seed=5))
+    with pytest.raises(ValueError, match="other weights"):
+        tiny_model(ids, cache=state)
+
+
+def test_the_fingerprint_knows_every_parameter(make_model):
+    model = make_model()
+    seen = {model.fingerprint()}
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            parameter.mul_(1.5).add_(0.25)
+        assert model.fingerprint() not in seen, name
+        seen.add(model.fingerprint())
+
+
+def test_threads_that_save_to_one_path_do_not_disturb_each_other(state, tmp_path):
+    path = tmp_path / "text.state"
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(state.save, path) for _ in range(100)]
+    assert [x.exception() for x in done] == [None] * 100
+    assert_same_state(LAMState.load(path), state, 0)
+    assert os.listdir(tmp_path) == ["text.state"]
+
+
+def test_a_save_that_fails_leaves_the_file_before_it(state, tmp_path, monkeypatch):
+    path = tmp_path / "text.state"
+    state.save(path)
+    before = path.read_bytes()
+    state.reset()
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        state.save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["text.state"]
+
+
+def test_a_folder_or_a_pipe_is_no_state(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="is no file"):
+            LAMState.load(path)

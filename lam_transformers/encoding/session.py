@@ -5,11 +5,9 @@ import os
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ..packing_lam import SEGMENT
-from ..state_lam import LAMState, state_shapes
+from ..state_lam import MOST, LAMState, device_of, load_tensors, save_tensors, state_shapes, wrote
 from ..streaming_lam import RunningPool, check_text, stream
 from .parts import Parts
 
@@ -46,7 +44,7 @@ class LAMSession:
 
     @torch.inference_mode()
     def append(self, text: str) -> "LAMSession":
-        """Read more text. Raises ValueError for anything but a string and then changes nothing."""
+        """Read more text. Raises ValueError for anything but a string; after any exception nothing has changed."""
         text = check_text(text)
         tokenizer, whole = self._parts.tokenizer, self._waiting + text
         # What was waiting could not be cut; it can be only from its last characters on.
@@ -56,12 +54,20 @@ class LAMSession:
         for start, end in tokenizer.pieces(whole[:cut]):
             ids += tokenizer.piece(whole[start:end])
         pending = self._ids + ids
-        self._waiting, self._characters = tokenizer.shorten(whole[cut:]), self._characters + len(text)
         full = len(pending) - len(pending) % SEGMENT
-        self._ids = pending[full:]
-        for states, state in stream(self._parts.lam, self._segments(pending[:full]), self._state):
-            self._pool.add(states)
-            self._state = state
+        # All is computed on copies and taken over in one step: text counts as read only when its tokens are.
+        after = {
+            "_waiting": tokenizer.shorten(whole[cut:]),
+            "_characters": self._characters + len(text),
+            "_ids": pending[full:],
+        }
+        if full:
+            state = self._parts.lam.new_state(1) if self._state is None else self._state.clone()
+            pool = self._pool.clone()
+            for states, _ in stream(self._parts.lam, self._segments(pending[:full]), state):
+                pool.add(states)
+            after |= {"_state": state, "_pool": pool}
+        vars(self).update(after)
         return self
 
     @torch.inference_mode()
@@ -81,7 +87,7 @@ class LAMSession:
         return (ids[start : start + SEGMENT] for start in range(0, len(ids), SEGMENT))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the session to a safetensors file; the file is replaced only when the new one is complete."""
+        """Write the session to a safetensors file with its own SHA-256; replaced only when the new one is complete."""
         tensors = {"ids": torch.tensor(self._ids, dtype=torch.long)}
         if self._state is not None and self._pool.value is not None:
             tensors |= {
@@ -92,15 +98,7 @@ class LAMSession:
             }
         about = {"waiting": self._waiting, "characters": self._characters, "pooling": self._pool.mode}
         about |= {"count": self._pool.count, "fingerprint": self._parts.lam.fingerprint()}
-        temporary = f"{os.fspath(path)}.tmp"
-        tensors = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
-        try:
-            save_file(tensors, temporary, {_KIND: json.dumps(about)})
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+        save_tensors(tensors, path, _KIND, json.dumps(about))
 
     @classmethod
     def load(cls, path: str | os.PathLike, model) -> "LAMSession":
@@ -109,27 +107,56 @@ class LAMSession:
         Raises ValueError if the file is damaged, is no session, or was written by another model.
         """
         session = cls(model)
-        lam, device = session._parts.lam, session._parts.lam.device
+        tensors, text = load_tensors(path, _KIND, "LAMSession")
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                about = json.loads((file.metadata() or {}).get(_KIND, "null"))
-                tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged and cannot be read as a session: {error}") from error
-        if about is None or "ids" not in tensors:
-            raise ValueError(f"{path} is a safetensors file but not a saved LAMSession.")
-        if about["fingerprint"] != lam.fingerprint() or about["pooling"] != session._parts.pooling:
+            about = json.loads(text)
+            waiting, characters, count = about["waiting"], about["characters"], about["count"]
+            fingerprint, pooling, ids = about["fingerprint"], about["pooling"], tensors["ids"].tolist()
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged and cannot be read as a LAMSession: {error!r}.") from error
+        lam = session._parts.lam
+        if not wrote(lam, fingerprint) or pooling != session._parts.pooling:
             raise ValueError(
-                f"{path} was written by another model: fingerprint {about['fingerprint']}, pooling {about['pooling']}; "
+                f"{path} was written by another model: fingerprint {fingerprint}, pooling {pooling}; "
                 f"this one has {lam.fingerprint()}, {session._parts.pooling}."
             )
-        session._waiting, session._characters = about["waiting"], about["characters"]
-        session._ids = tensors["ids"].tolist()
+        if reason := _damage(lam, tensors, waiting, characters, count):
+            raise ValueError(f"{path} is damaged and cannot be read as a LAMSession: {reason}.")
+        session._waiting = waiting
+        session._characters = characters
+        session._ids = ids
         if "memory" in tensors:
-            layers = lam.config.num_hidden_layers
-            for name, shape in state_shapes(lam.config, 1).items():
-                if (got := tuple(tensors[name].shape)) != (layers, *shape):
-                    raise ValueError(f"{path} holds {name} of shape {list(got)}, expected {[layers, *shape]}.")
-            session._state = LAMState(tensors["memory"], tensors["conv"], tensors["seen"], about["fingerprint"])
-            session._pool.value, session._pool.count = tensors["pooled"], about["count"]
+            tensors = {name: x.to(device_of(lam)) for name, x in tensors.items()}
+            session._state = LAMState(tensors["memory"], tensors["conv"], tensors["seen"], lam.fingerprint())
+            session._pool.value = tensors["pooled"]
+            session._pool.count = count
         return session
+
+
+def _damage(lam, tensors: dict[str, torch.Tensor], waiting, characters, count) -> str | None:
+    """What is wrong with the parts of a saved session, or None."""
+    if not isinstance(waiting, str) or not isinstance(characters, int) or not len(waiting) <= characters <= MOST:
+        return f"characters is {characters!r}"
+    ids = tensors["ids"]
+    if ids.dtype != torch.int64 or ids.ndim != 1 or (ids.numel() and not 0 <= ids.min() <= ids.max() < _words(lam)):
+        return f"ids are {ids.dtype} {list(ids.shape)} or beyond the {_words(lam)} that the model knows"
+    if set(tensors) == {"ids"}:
+        return None if count == 0 else f"count is {count!r} without a state"
+    if set(tensors) != {"ids", "memory", "conv", "seen", "pooled"}:
+        return f"it holds {sorted(tensors)}"
+    shapes = {name: (lam.config.num_hidden_layers, *shape) for name, shape in state_shapes(lam.config, 1).items()}
+    shapes |= {"seen": (1,), "pooled": (lam.config.hidden_size,)}
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            return f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
+    if reason := LAMState(tensors["memory"], tensors["conv"], tensors["seen"], "").damage():
+        return reason
+    if not tensors["pooled"].is_floating_point() or not tensors["pooled"].isfinite().all():
+        return "pooled holds NaN or infinity or is no number"
+    if tensors["seen"].tolist() != [count]:
+        return f"count is {count!r}, the state has seen {tensors['seen'].tolist()}"
+    return None
+
+
+def _words(lam) -> int:
+    return lam.embeddings.word_embeddings.num_embeddings

@@ -18,6 +18,7 @@ from ..checks_lam import weights_checksum
 from ..conversion.export import export_model
 from ..conversion.from_bert import init_model, parse_gate
 from ..modeling_lam import LAMModel
+from ..state_lam import wrote
 from .cache import Teacher, model_key
 from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
@@ -309,12 +310,14 @@ def _teacher(stage: Stage, tokenizer, student):
 
 def _check_start(student: Path, out: Path) -> None:
     """Remember what a run started from; raise ValueError if that was something else."""
-    lam = is_lam(student)
-    fingerprint = LAMModel.from_pretrained(student).fingerprint() if lam else model_key(Teacher(str(student)).load())
+    lam = LAMModel.from_pretrained(student) if is_lam(student) else None
+    fingerprint = model_key(Teacher(str(student)).load()) if lam is None else lam.fingerprint()
     record = out / "start.json"
     if not record.exists():
         record.write_text(json.dumps({"student": Path(student).name, "fingerprint": fingerprint}) + "\n")
-    elif (then := json.loads(record.read_text())["fingerprint"]) != fingerprint:
+        return
+    then = json.loads(record.read_text())["fingerprint"]
+    if then != fingerprint and (lam is None or not wrote(lam, then)):
         raise ValueError(
             f"{out} holds a run that started from other weights (fingerprint {then}) than {student} ({fingerprint}): "
             "an earlier stage has changed. Use another folder, or delete that one."
