@@ -1,5 +1,6 @@
-# Two commands: `make quickstart` shows what LAM does, `make test` proves that it works.
-# Both build their own virtual environment. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) are honoured,
+# Two commands: `make quickstart` shows what LAM does, `make test` proves that it works, in the versions of
+# constraints.txt; `make test-newest` and `make test-lowest` at both ends of what pyproject.toml allows.
+# Each builds its own virtual environment. pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) are honoured,
 # so an index or folder with a CPU build of torch can be chosen there.
 
 VENV ?= .venv
@@ -8,8 +9,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL ?= LAM-base-v1
 FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb
+ENDS := newest lowest
+# What another version of transformers, sentence-transformers or torch could break; TESTS=tests runs everything there.
+TESTS ?= $(addprefix tests/test_,$(addsuffix .py,compatibility configuration modeling state segments streaming encoding \
+	sentence_transformers_module export registration release))
+# Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-all test-frameworks $(FRAMEWORKS:%=test-%) lint format clean
+.PHONY: quickstart test test-all test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility lint format clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python examples/quickstart.py $(MODEL)
@@ -19,6 +26,16 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The newest are those of the day when the environment was made: `rm -r .venv/newest` takes newer ones.
+$(ENDS:%=test-%): test-%: $(VENV)/%/.done
+	OMP_NUM_THREADS=1 $(VENV)/$*/bin/python -m pytest -n 2 -m "not slow" $(TESTS)
+
+# The tables of docs/COMPATIBILITY.md: each environment writes its row.
+compatibility: $(VENV)/.dev $(ENDS:%=$(VENV)/%/.done)
+	LAM_COMPATIBILITY=lowest $(VENV)/lowest/bin/python -m pytest tests/test_compatibility.py -k users
+	LAM_COMPATIBILITY=pinned $(BIN)/python -m pytest tests/test_compatibility.py -k users
+	LAM_COMPATIBILITY=newest $(VENV)/newest/bin/python -m pytest tests/test_compatibility.py -k users
 
 # int8 only here: with torchao installed, every import of transformers takes seconds longer.
 test-all: $(VENV)/.dev test-frameworks
@@ -56,6 +73,14 @@ $(VENV)/frameworks/%/.done: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(@D)
 	grep '^torch==' constraints.txt > $(@D)/torch.txt
 	$(@D)/bin/python -m pip install -q -c $(@D)/torch.txt -e ".[$*]" pytest
+	touch $@
+
+$(ENDS:%=$(VENV)/%/.done): $(VENV)/%/.done: $(VENV)/bin/python pyproject.toml constraints.txt tests/version_bounds.py
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	echo '$(TORCH)' > $(@D)/versions.txt
+	$(BIN)/python tests/version_bounds.py $* >> $(@D)/versions.txt
+	$(@D)/bin/python -m pip install -q -c $(@D)/versions.txt -e ".[train,bulk,dev]"
 	touch $@
 
 clean:

@@ -232,5 +232,6 @@ def _lost(got: list[int], seen: int) -> str:
     return (
         f"The state counts {got} tokens where {seen} were read: it was not carried from one segment of the text to the "
         "next, and a long text would be embedded wrongly. "
-        f"Found with transformers {transformers.__version__} and torch {torch.__version__}; install versions that LAM was tested with (docs/COMPATIBILITY.md)."
+        f"Found with transformers {transformers.__version__} and torch {torch.__version__}; "
+        "install versions that LAM was tested with (docs/COMPATIBILITY.md)."
     )

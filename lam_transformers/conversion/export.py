@@ -24,12 +24,20 @@ SHIPPED_CODE = (
     "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
 
+# What sentence-transformers looks at before it loads a folder: the bounds of pyproject.toml, and what was tested.
+REQUIREMENTS = {
+    "transformers": {"specifier": ">=5.4,<6", "reason": "LAM was tested with 5.4.0, 5.23.0 and 5.24.0."},
+    "sentence-transformers": {"specifier": ">=6,<7", "reason": "LAM was tested with 6.0.0 and 6.2.0."},
+    "torch": {"specifier": ">=2.7", "reason": "LAM was tested with 2.13.0."},
+    "huggingface-hub": {"specifier": ">=1.31,<2", "reason": "LAM was tested with 1.31.0 and 1.33.0."},
+}
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
     "config_sentence_transformers.json": {
         "model_type": "SentenceTransformer",
         "prompts": {"query": "", "document": ""},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
+        "requirements": REQUIREMENTS,
     },
 }
 _OWN_MODULES: dict[str, Any] = {
