@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 MOST = 1 << 53  # tokens that a text can have: far above every real one, far below what int64 holds
-SAMPLE = 4  # numbers of each parameter that enter a fingerprint
+SAMPLE, EVERY = 4, 1 << 16  # numbers of each parameter that enter a fingerprint, and one more for so many of it
 
 
 class LAMState:
@@ -80,7 +80,7 @@ class LAMState:
     def load(cls, path: str | os.PathLike, device="cpu") -> "LAMState":
         """Read a state written by `save`. Raises ValueError if the file is damaged or is no LAM state."""
         tensors, fingerprint = load_tensors(path, "lam_state", "LAMState")
-        if set(tensors) != {"memory", "conv", "seen"}:
+        if {name: x.ndim for name, x in tensors.items()} != {"memory": 6, "conv": 4, "seen": 1}:
             raise ValueError(f"{path} is a safetensors file but not a saved LAMState.")
         state = cls(tensors["memory"], tensors["conv"], tensors["seen"], fingerprint)
         if reason := state.damage():
@@ -95,9 +95,10 @@ class LAMState:
         conv = [(f"conv of layer {i}", x) for i, x in enumerate(self.conv)]
         wrong = [(what, x) for what, x in memory if x.dtype not in (torch.float32, torch.float64)]
         wrong += [(what, x) for what, x in conv if not x.is_floating_point()]
-        if wrong or self.seen.dtype != torch.int64:
-            what, x = [*wrong, ("seen", self.seen)][0]
-            return f"{what} is {x.dtype}"
+        wrong += [] if self.seen.dtype == torch.int64 and self.seen.ndim == 1 else [("seen", self.seen)]
+        if wrong:
+            what, x = wrong[0]
+            return f"{what} is {x.dtype} {list(x.shape)}"
         for what, x in [*memory, *conv, ("seen", self.seen)]:
             if x.ndim == 0 or len(x) != len(self.seen):
                 return f"{what} is {list(x.shape)}, it has {len(self.seen)} texts"
@@ -196,8 +197,9 @@ def _samples(x: torch.Tensor) -> list[torch.Tensor]:
 
 @functools.cache
 def _places(count: int) -> tuple[tuple[int], tuple[int]]:
-    """Size and stride of SAMPLE numbers of `count`; an odd stride does not stay in one column of a matrix."""
-    return (min(SAMPLE, count),), (max(count // SAMPLE - 1, 0) | 1,)
+    """Size and stride of a sample of `count` numbers; an odd stride does not stay in one column of a matrix."""
+    size = SAMPLE + count // EVERY
+    return (min(size, count),), (max(count // size - 1, 0) | 1,)
 
 
 @torch.no_grad()

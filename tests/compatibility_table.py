@@ -45,7 +45,7 @@ def tables() -> str:
         lines.append(
             f"| {package} | " + " | ".join(row["environment"]["versions"][package] for row in rows.values()) + " |"
         )
-    dates = (f"{name} {row['environment']['date']} at {row['environment']['commit']}" for name, row in rows.items())
+    dates = (f"{name} {row['environment']['date']}" for name, row in rows.items())
     return "\n".join([*lines, "", f"Written by the runs: {', '.join(dates)}.", "", ""])
 
 
