@@ -33,6 +33,13 @@ WORDS = """
 SHORT = ["A man is playing a guitar on the street.", "Someone plays music.", "word " * 300, ""]
 
 
+def load(path) -> SentenceTransformer:
+    """With the code of the folder; where the package is installed, with the package's own."""
+    if INSTALLED:
+        return lam_transformers.LAMEncoder(str(path), device="cpu").model
+    return SentenceTransformer(str(path), trust_remote_code=True, device="cpu")
+
+
 @functools.cache
 def long_text() -> str:
     rng = np.random.default_rng(0)
@@ -70,9 +77,8 @@ def long(encoder, folder: Path) -> None:
     same("encode in a batch", encoder.encode([SHORT[0], text, SHORT[1]])[1], pooled(states))
     if INSTALLED:
         from lam_transformers.cli import app
-        from lam_transformers.encoding import LAMEncoder, late_chunks
+        from lam_transformers.encoding import late_chunks
 
-        same("LAMEncoder", LAMEncoder(FOLDER).encode(text), pooled(states))
         chunks = late_chunks(encoder, text, 500)
         assert len(chunks) == -(-(len(states) - 2) // 500)
         for i, chunk in enumerate(chunks):
@@ -114,7 +120,7 @@ def train(encoder, folder: Path) -> None:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    encoder = SentenceTransformer(FOLDER, trust_remote_code=True, device="cpu")
+    encoder = load(FOLDER)
     pairs = [(f"{a} {b} {c}", f"{c} {a}") for a, b, c in zip(WORDS, WORDS[3:], WORDS[9:], strict=False)][:16]
     data = Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [b for _, b in pairs]})
 
@@ -133,7 +139,7 @@ def train(encoder, folder: Path) -> None:
     trainer.train()
     assert loss() < before, f"six updates took the loss from {before:.4f} to {loss():.4f}"
     encoder.save_pretrained(str(folder / "trained"))
-    again = SentenceTransformer(str(folder / "trained"), trust_remote_code=True, device="cpu")
+    again = load(folder / "trained")
     same("saved and loaded again", again.encode(SHORT), encoder.encode(SHORT))
 
 
@@ -144,7 +150,7 @@ def export(encoder, folder: Path) -> None:
         from lam_transformers.conversion.onnx import export_segment
 
         export_model(FOLDER, folder / "exported", torch.float32)
-        again = SentenceTransformer(str(folder / "exported"), trust_remote_code=True, device="cpu")
+        again = load(folder / "exported")
         same("lam export", again.encode(SHORT), encoder.encode(SHORT))
         program = export_segment(lam, 1, 8)
         ids, memory, conv, seen, length = program.example_inputs[0]
@@ -164,7 +170,7 @@ TASKS = {"encode": encode, "long text": long, "session": session, "train": train
 
 def main() -> None:
     torch.set_num_threads(1)
-    encoder = SentenceTransformer(FOLDER, trust_remote_code=True, device="cpu")
+    encoder = load(FOLDER)
     module = type(encoder.transformers_model).__module__
     assert module.startswith("lam_transformers" if INSTALLED else "transformers_modules"), module
     if INSTALLED:
