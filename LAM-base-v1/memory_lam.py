@@ -99,7 +99,7 @@ class LAMMemory(nn.Module):
         self.gate_proj = nn.Linear(rank, size, bias=False) if rank else None
         self.out_proj = nn.Linear(size, size)
 
-    def forward(self, x, texts, memory=None, conv=None):
+    def forward(self, x, texts=None, memory=None, conv=None):
         """x [B, T, D] -> y [B, T, D], and memory [B, H, 2, K, V] and conv [B, kernel - 1, 3 D] after the last token.
 
         texts: the `PackedTexts` of a packed row, the `PaddedTexts` of rows with absent tokens, or None where every row
