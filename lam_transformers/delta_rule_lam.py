@@ -130,8 +130,10 @@ def _scan_batch(tokens, state, chunk_size):
     """The rule on tokens [B, T, ...], a block of rows or of time after the other so that each stays in the cache."""
     batch, time = tokens[0].shape[:2]
     rows, width = max(_BLOCK_TOKENS // time, 1), min(time, _BLOCK_TOKENS)
+    # A graph has one number of steps for any number of rows.
+    starts, rows = ([0], batch) if torch.compiler.is_compiling() else (range(0, batch, rows), rows)
     outputs, states = [], []
-    for row in range(0, batch, rows):
+    for row in starts:
         z = None if state is None else state[row : row + rows]
         row_outputs = []
         for start in range(0, time, width):

@@ -80,9 +80,7 @@ def test_an_exported_graph_with_any_number_of_texts(make_model, ids):
     batch = torch.export.Dim("batch", min=2, max=64)
     shapes = {"input_ids": {0: batch}, "attention_mask": {0: batch}}
     with torch.no_grad():
-        program = torch.export.export(
-            model, (), {"input_ids": ids, "attention_mask": mask}, dynamic_shapes=shapes | {"kwargs": {}}
-        )
+        program = torch.export.export(model, (), {"input_ids": ids, "attention_mask": mask}, dynamic_shapes=shapes)
         more = random_ids(5, 21, vocab_size=model.config.vocab_size, seed=1)
         masks = torch.cat([mask, mask[:2]])
         got = program.module()(input_ids=more, attention_mask=masks).last_hidden_state
