@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL ?= LAM-base-v1
-FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb
+FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb peft setfit keybert bertopic txtai
 
 .PHONY: quickstart test test-all test-frameworks $(FRAMEWORKS:%=test-%) lint format clean
 

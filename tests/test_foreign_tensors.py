@@ -128,3 +128,12 @@ def test_second_derivatives_are_torchs_or_refused(make_model):
         first("auto").square().sum().backward()
     first("torch").square().sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_documented_offload(run_documented):
+    assert "torch.Size([1, 3, 384])" in run_documented("Accelerate")
+
+
+def test_documented_int8(run_documented):
+    pytest.importorskip("torchao", reason="the int8 extra is not installed")
+    assert float(run_documented("torchao").split()[-1]) > 0.99

@@ -71,3 +71,9 @@ def test_sentence_transformers_own_adapters(tiny_folder, tmp_path):
     lam = encoder[0].model
     lam.add_adapter(LoraConfig(r=4, target_modules=["in_proj", "out_proj"], init_lora_weights=False))
     assert encoder.encode(["the dog sleeps in the house"]).shape == (1, 64)
+
+
+def test_documented_code(run_documented):
+    kind, cosine = run_documented("PEFT").split()[-2:]
+    assert kind == "LAMModel"
+    assert float(cosine) > 0
