@@ -106,9 +106,11 @@ class LAMMemory(nn.Module):
             of x is one text.
         """
         projected = self.in_proj(x)
-        if isinstance(texts, PaddedTexts):
-            return self.read_padded(projected, texts, memory, conv)
-        return self.read(projected, texts, memory, conv)
+        if not isinstance(texts, PaddedTexts):
+            return self.read(projected, texts, memory, conv)
+        projected = texts.to_left(projected)
+        y, memory, conv = self.read_left(projected, texts.left, texts.lengths, memory, conv)
+        return texts.to_places(y), memory, conv
 
     def read(self, projected, texts, memory=None, conv=None):
         """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
@@ -135,20 +137,23 @@ class LAMMemory(nn.Module):
             o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
         return self.out_proj(o.to(projected.dtype)), memory, conv
 
-    def read_padded(self, projected, texts, memory=None, conv=None):
-        """`read` where tokens are absent: they write nothing, forget nothing, are not kept, and get zeros."""
+    def read_left(self, projected, real, lengths, memory=None, conv=None):
+        """`read` where padding follows the real tokens of each row: it writes nothing, forgets nothing, is not kept.
+
+        real: [B, T, 1] bool; lengths: [B], how many are real. What is given for the padding means nothing.
+        """
         size, heads = self.heads * self.width, self.heads
-        projected = texts.to_left(projected)
         qkv, beta, decays, rest = projected.split(
             [3 * size, heads, 2 * heads, projected.shape[-1] - 3 * size - 3 * heads], dim=-1
         )
-        never = torch.where(texts.left, 0.0, 1e4).to(projected.dtype)  # sigmoid(-1e4) is 0, logsigmoid(1e4) is 0
-        y, memory, _ = self.read(torch.cat([qkv, beta - never, decays + never, rest], dim=-1), None, memory, conv)
+        never = torch.where(real, 0.0, 1e4).to(projected.dtype)  # sigmoid(-1e4) is 0, logsigmoid(1e4) is 0
+        projected = torch.cat([qkv, beta - never, decays + never, rest], dim=-1)
+        y, memory, _ = self.read(projected, None, memory, conv)
         if conv is not None:
             inputs = torch.cat([conv, qkv.to(conv.dtype)], dim=1)
-            last = texts.lengths.unsqueeze(1) + torch.arange(conv.shape[1], device=conv.device)  # [B, kernel - 1]
+            last = lengths.unsqueeze(1) + torch.arange(conv.shape[1], device=conv.device)  # [B, kernel - 1]
             conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, inputs.shape[-1]))
-        return texts.to_places(y), memory, conv
+        return y, memory, conv
 
     def _to_modes(self, fast, slow):
         """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
