@@ -11,6 +11,17 @@ from safetensors import SafetensorError, safe_open
 from .delta_rule_lam import check_cu_seqlens
 
 
+def is_traced(x: torch.Tensor) -> bool:
+    """Whether the numbers in x cannot be looked at.
+
+    That is so under torch.compile, torch.export, torch.jit.trace and torch.func's transforms, and of fake tensors and
+    those on the device "meta".
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or hasattr(x, "fake_mode"):
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -20,7 +31,7 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
         raise ValueError(f"{kind} with at least one token, got {list(given.shape)}.")
     if size == 3 and given.shape[-1] != model.config.hidden_size:
         raise ValueError(f"inputs_embeds must have width {model.config.hidden_size}, got {given.shape[-1]}.")
-    on_cpu = given.device.type == "cpu" and not torch.compiler.is_compiling()
+    on_cpu = given.device.type == "cpu" and not is_traced(given)
     if size == 3 and on_cpu and (bad := given.isnan().flatten(1).any(1)).any():
         raise ValueError(f"inputs_embeds holds NaN in batch rows {bad.nonzero().flatten().tolist()}.")
     tables = (
@@ -40,7 +51,7 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
 
 
 def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
-    """The mask as bool [B, T], or None where every token is real."""
+    """The mask as bool [B, T], or None where every token is real; whatever it holds where nobody can look."""
     if cu_seq_lens_q is not None:
         check_cu_seqlens("cu_seq_lens_q", cu_seq_lens_q, *given.shape[:2])
         if attention_mask is not None and not bool((attention_mask == 1).all()):
@@ -51,6 +62,8 @@ def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
     if attention_mask.shape != given.shape[:2]:
         raise ValueError(f"attention_mask must be {list(given.shape[:2])}, got {list(attention_mask.shape)}.")
     real = attention_mask == 1
+    if is_traced(attention_mask):
+        return real
     if not bool((real | (attention_mask == 0)).all()):
         raise ValueError("attention_mask must hold only 1 (real token) and 0 (absent).")
     if bool(real.all()):

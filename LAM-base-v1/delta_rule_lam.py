@@ -24,6 +24,7 @@ input).
 rules Z = R' S (docs/ALGORITHM.md); what is called fast and slow here are these two.
 """
 
+import contextlib
 import itertools
 import math
 
@@ -60,7 +61,7 @@ def recurrent_dual_delta_rule(
             parts.append(recurrent_dual_delta_rule(**text, state=None if state is None else state[i : i + 1]))
         return torch.cat([o for o, _ in parts], dim=1), torch.cat([s for _, s in parts])
     out_dtype, dtype = v.dtype, _compute_dtype(v)
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         q, k, v, beta, decay = q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
         write, read = write.to(dtype), read.to(dtype)
         z = _first_state(state, q, v, q.shape[0])
@@ -93,7 +94,7 @@ def chunk_dual_delta_rule(
     check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
     if q.shape[1] == 0:
         return v, _first_state(state, q, v, len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         dtype = _compute_dtype(v)
         tokens = [x.to(dtype) for x in (q, k, v, beta, log_decay, write, read)]
         state = None if state is None else state.to(dtype)
@@ -129,8 +130,10 @@ def _scan_batch(tokens, state, chunk_size):
     """The rule on tokens [B, T, ...], a block of rows or of time after the other so that each stays in the cache."""
     batch, time = tokens[0].shape[:2]
     rows, width = max(_BLOCK_TOKENS // time, 1), min(time, _BLOCK_TOKENS)
+    # A graph has one number of steps for any number of rows.
+    starts, rows = ([0], batch) if torch.compiler.is_compiling() else (range(0, batch, rows), rows)
     outputs, states = [], []
-    for row in range(0, batch, rows):
+    for row in starts:
         z = None if state is None else state[row : row + rows]
         row_outputs = []
         for start in range(0, time, width):
@@ -239,15 +242,19 @@ class _DecayMatrix(torch.autograd.Function):
     t >= r > s for each r instead of keeping five more matrices alive.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, log_decay):
+    def forward(log_decay):
         total = log_decay.to(torch.float32 if log_decay.device.type == "mps" else torch.float64).cumsum(-1)
         high = total.to(log_decay.dtype)
         low = (total - high).to(log_decay.dtype)
         exponent = (high.unsqueeze(-1) - high.unsqueeze(-2)).add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
-        decay = exponent.clamp_max_(0).exp_().tril_()  # exp is ten times slower for -inf
-        ctx.save_for_backward(decay)
-        return decay
+        return exponent.clamp_max_(0).exp_().tril_()  # exp is ten times slower for -inf
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx, grad):
@@ -263,16 +270,19 @@ class _UnitLowerInverse(torch.autograd.Function):
     The derivative of T is -T dA T, so backward is two products.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, a):
+    def forward(a):
         # LAPACK's substitution is faster on a few threads, but takes one matrix after the other and cannot be exported.
         if not torch.compiler.is_compiling() and a.device.type == "cpu" and torch.get_num_threads() < 4:
             identity = torch.eye(a.shape[-1], dtype=a.dtype).expand_as(a)
-            inverse = torch.linalg.solve_triangular(a, identity, upper=False, unitriangular=True)
-        else:
-            inverse = _unit_lower_inverse(a)
-        ctx.save_for_backward(inverse)
-        return inverse
+            return torch.linalg.solve_triangular(a, identity, upper=False, unitriangular=True)
+        return _unit_lower_inverse(a)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx, grad):
@@ -322,6 +332,11 @@ def _diagonal_blocks(a, width):
 def _named(q, k, v, beta, log_decay, write, read):
     names = ("q", "k", "v", "beta", "log_decay", "write", "read")
     return tuple(zip(names, (q, k, v, beta, log_decay, write, read), strict=True))
+
+
+def no_autocast(device_type: str):
+    """Autocast switched off; the device "meta", which computes nothing, has none."""
+    return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _compute_dtype(x):

@@ -5,14 +5,12 @@ Read delta_rule_lam.py first for the memory rule and the alphabet of the shapes:
 size, D = H K hidden size, N texts of a packed row.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -20,10 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from .checks_lam import check_inputs, check_weights, real_tokens
+from .checks_lam import check_inputs, check_weights, is_traced, real_tokens
 from .configuration_lam import LAMConfig
-from .delta_rule_lam import dual_delta_rule, starting_decay_bias
-from .packing_lam import PackedTexts, positions, segment_size, unpack
+from .delta_rule_lam import starting_decay_bias
+from .memory_lam import LAMConvolution, LAMMemory, ResonanceFlux
+from .packing_lam import PackedTexts, PaddedTexts, positions, segment_size, unpack
 from .state_lam import LAMState, check_state, device_of, fingerprint_of, one_state, state_shapes
 
 try:  # an accelerator, where the package lam-transformers is installed
@@ -68,113 +67,6 @@ class LAMEmbeddings(nn.Module):
         return self.LayerNorm(words + positions + self.token_type_embeddings(token_type_ids))
 
 
-class ResonanceFlux(nn.Module):
-    """psi = sigmoid(MLP([q, k, q' W_h k / temp_h])): how much of a token belongs to the slow memory.
-
-    q, k [..., H, K] -> psi [..., H] in (0, 1). The MLP is shared by the heads of a layer; W_h is one matrix a head.
-    """
-
-    def __init__(self, config: LAMConfig):
-        super().__init__()
-        heads, width = config.num_attention_heads, config.head_size
-        self.bilinear = nn.Parameter(torch.empty(heads, width, width))
-        self.temperature = nn.Parameter(torch.empty(heads))
-        self.in_proj = nn.Linear(2 * width + 1, config.flux_hidden_size)
-        self.out_proj = nn.Linear(config.flux_hidden_size, 1)
-
-    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        resonance = (torch.einsum("...hk,hkj->...hj", q, self.bilinear.to(q.dtype)) * k).sum(-1) / self.temperature
-        # in_proj of [q, k, resonance], without putting the three together.
-        weight, width = self.in_proj.weight, q.shape[-1]
-        q, k, resonance = (x.to(weight.dtype) for x in (q, k, resonance.unsqueeze(-1)))
-        hidden = F.linear(q, weight[:, :width], self.in_proj.bias) + F.linear(k, weight[:, width:-1])
-        return torch.sigmoid(self.out_proj(F.silu(torch.addcmul(hidden, resonance, weight[:, -1]))).squeeze(-1))
-
-
-class LAMMemory(nn.Module):
-    """The dual-timescale memory that stands where BERT has softmax attention (docs/ALGORITHM.md)."""
-
-    def __init__(self, config: LAMConfig):
-        super().__init__()
-        self.heads, self.width, self.chunk_size = config.num_attention_heads, config.head_size, config.chunk_size
-        size, rank, kernel = config.hidden_size, config.output_gate_rank, config.conv_kernel
-        self.gate_size = size if rank is None else rank
-        self.eps = config.memory_norm_eps
-        angle = math.asin(2 * config.cross_timescale) / 2
-        self.cos, self.sin = math.cos(angle), math.sin(angle)
-        # One product: q, k, v | beta, slow, fast, gate_fast, gate_slow, one a head | output gate.
-        self.in_proj = nn.Linear(size, 3 * size + 5 * self.heads + self.gate_size, bias=False)
-        self.conv1d = nn.Conv1d(3 * size, 3 * size, kernel, groups=3 * size)
-        self.decay_bias = nn.Parameter(torch.empty(2, self.heads))
-        self.flux = ResonanceFlux(config)
-        self.norm_weight = nn.Parameter(torch.empty(self.width))
-        self.gate_proj = nn.Linear(rank, size, bias=False) if rank else None
-        self.out_proj = nn.Linear(size, size)
-
-    def forward(self, x, texts, memory=None, conv=None):
-        """x [B, T, D] -> y [B, T, D], and memory [B, H, 2, K, V] and conv [B, kernel - 1, 3 D] after the last token.
-
-        texts: the `PackedTexts` of a packed row, or None where every row of x is one text.
-        """
-        return self.read(self.in_proj(x), texts, memory, conv)
-
-    def read(self, projected, texts, memory=None, conv=None):
-        """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
-        size, heads = self.heads * self.width, self.heads
-        if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
-            return self.out_proj(done[0].to(projected.dtype)), *done[1:]
-        qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
-        qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
-        q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
-        q, k = _unit(q), _unit(k)
-        beta, slow, fast, *gates = per_head.to(q.dtype).unflatten(-1, (5, heads)).unbind(-2)  # [B, T, H] each
-        log_slow = F.logsigmoid(slow + self.decay_bias[1])
-        log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
-        psi = self.flux(q, k).to(q.dtype)
-        read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
-        rule = (None if kernels is None else kernels.memory_rule(self, projected)) or dual_delta_rule
-        o, memory = rule(
-            q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
-            write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
-            state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
-        )  # fmt: skip
-        o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
-        if self.gate_size:
-            o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
-        return self.out_proj(o.to(projected.dtype)), memory, conv
-
-    def _to_modes(self, fast, slow):
-        """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
-        return torch.stack([self.cos * fast - self.sin * slow, self.sin * fast + self.cos * slow], dim=-1)
-
-    def _convolve(self, z, texts, before):
-        """Causal depthwise convolution of z [B, T, 3 D] within each text, and the last inputs, for what follows.
-
-        before: [B, kernel - 1, 3 D], the inputs ahead of each text; without it a packed row gives no last inputs.
-        """
-        taps = self.conv1d.weight.shape[-1]
-        before = None if before is None else before.to(z.dtype)
-        if texts is None:
-            z = F.pad(z, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, z], dim=1)
-            return self._depthwise(z), z[:, z.shape[1] - taps + 1 :]
-        if not texts.total or taps == 1:
-            return self._depthwise(z) if texts.total else z, before
-        # The row as if it were one text; then the first tokens of each text, behind what stands before them.
-        y = self._depthwise(F.pad(z, (0, 0, taps - 1, 0)))
-        first = z[0, texts.first]  # [N, kernel - 1, 3 D]
-        first = F.pad(first, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, first], dim=1)
-        y[0, texts.first[texts.first_real]] = self._depthwise(first)[texts.first_real]
-        return y, None if before is None else torch.cat([z[0], before.flatten(0, 1)])[texts.last]
-
-    def _depthwise(self, z):
-        """z [B, T + kernel - 1, 3 D] -> [B, T, 3 D]"""
-        # A 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
-        image = z.transpose(1, 2).unsqueeze(2)  # [B, 3 D, 1, T + kernel - 1]
-        with torch.autocast(z.device.type, enabled=False):
-            y = F.conv2d(image, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=image.shape[1])
-            return y.squeeze(2).transpose(1, 2)
-
-
 class LAMFeedForward(nn.Module):
     """x -> W2 act(W1 x), as BERT."""
 
@@ -201,10 +93,11 @@ class LAMLayer(GradientCheckpointingLayer):
     def forward(self, x, texts=None, memory=None, conv=None):
         """Shapes as `LAMMemory.forward`."""
         y, memory, conv = self.memory(x, texts, memory, conv)
-        if kernels is not None and (done := kernels.finish_layer(self, x, y)) is not None:
-            return done, memory, conv
-        x = self.memory_norm(x + y)
-        return self.feed_forward_norm(x + self.feed_forward(x)), memory, conv
+        done = None if kernels is None else kernels.finish_layer(self, x, y)
+        if done is None:
+            x = self.memory_norm(x + y)
+            done = self.feed_forward_norm(x + self.feed_forward(x))
+        return texts.clear(done) if isinstance(texts, PaddedTexts) else done, memory, conv
 
 
 class LAMPreTrainedModel(PreTrainedModel):
@@ -226,6 +119,9 @@ class LAMPreTrainedModel(PreTrainedModel):
             init.copy_(module.bilinear, torch.eye(config.head_size).expand_as(module.bilinear))
             init.ones_(module.temperature)
             init.zeros_(module.out_proj.weight)
+        elif isinstance(module, LAMConvolution):
+            # Set below; drawn here so that a seed gives the model that it gave when this was an nn.Conv1d.
+            init.normal_(module.weight, mean=0.0, std=config.initializer_range)
         elif isinstance(module, LAMMemory):
             # The convolution starts as the identity, the flux and the output gate (or what stands for it) at one half.
             taps = len(module.conv1d.weight[0, 0])
@@ -333,6 +229,8 @@ class LAMModel(LAMPreTrainedModel):
         texts = None
         if cu_seq_lens_q is not None:
             texts = PackedTexts(cu_seq_lens_q.to(given.device).long().diff(), self.config.conv_kernel)
+        elif real is not None and self._keeps_shape(real, kwargs):
+            texts = PaddedTexts(real)
         elif real is not None:
             texts = PackedTexts(real.sum(1), self.config.conv_kernel)
             places = real.flatten().nonzero().squeeze(1)
@@ -344,17 +242,18 @@ class LAMModel(LAMPreTrainedModel):
             cache = self.new_state(batch if texts is None else len(texts.lengths))
         elif use_cache:
             check_state(self, cache, batch if texts is None else len(texts.lengths))
-        size = (batch, time) if texts is None else (1, texts.total)
+        size = (1, texts.total) if isinstance(texts, PackedTexts) else (batch, time)
         if position_ids is None:
             position_ids = positions(texts, size, None if cache is None else cache.seen, given)
         if token_type_ids is None:
             token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
+        x = texts.clear(x) if isinstance(texts, PaddedTexts) else x
         # The layers work on a copy, which is taken over at the very end: after an exception nothing has changed.
         after = None if cache is None else cache.copy()
         output = self._read(x, texts, after, **kwargs)
         last, hidden_states = output.last_hidden_state, output.hidden_states
-        if real is not None:
+        if real is not None and isinstance(texts, PackedTexts):
             last = unpack(last, places, batch, time)
             if hidden_states is not None:
                 hidden_states = tuple(None if x is None else unpack(x, places, batch, time) for x in hidden_states)
@@ -366,10 +265,17 @@ class LAMModel(LAMPreTrainedModel):
             cache.become(after)
         return result
 
+    def _keeps_shape(self, real, options) -> bool:
+        """Whether rows with absent tokens stay rows: where the numbers in the mask are not known, and where gradients
+        of hidden states may be asked for, which have to be the ones that the layers saw."""
+        hidden = options.get("output_hidden_states", self.config.output_hidden_states)
+        return is_traced(real) or bool(hidden and torch.is_grad_enabled())
+
     def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
-        longest = x.shape[1] if texts is None else int(texts.lengths.max())
-        whole = kwargs.get("output_hidden_states", self.config.output_hidden_states) or torch.is_grad_enabled()
+        longest = int(texts.lengths.max()) if isinstance(texts, PackedTexts) else x.shape[1]
+        whole = is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
+        whole = whole or kwargs.get("output_hidden_states", self.config.output_hidden_states)
         size = segment_size(x.device)
         if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
@@ -390,12 +296,6 @@ class LAMModel(LAMPreTrainedModel):
             else:
                 x, state.memory[i], state.conv[i] = layer(x, texts, state.memory[i], state.conv[i])
         return LAMModelOutput(last_hidden_state=x)
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    """x / |x| over the last dimension, float32 or wider, epsilon inside the root."""
-    x = x if x.dtype == torch.float64 else x.float()
-    return x * torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() + 1e-6)
 
 
 LAMConfig.register_for_auto_class()

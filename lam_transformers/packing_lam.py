@@ -1,5 +1,5 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""Packed rows: texts of different lengths one behind the other, without padding."""
+"""Texts of different lengths: packed into one row without padding, or in rows with it."""
 
 import torch
 from torch.nn import functional as F
@@ -37,6 +37,36 @@ class PackedTexts:
         return places, PackedTexts((self.lengths - start).clamp(0, size), self.kernel)
 
 
+class PaddedTexts:
+    """Rows with absent tokens that keep their shape: for torch.export and the like, where no length is known.
+
+    The memory takes the real tokens moved to the left, in their order, and gives its answer back to their places.
+    """
+
+    def __init__(self, real: torch.Tensor):
+        """real: [B, T] bool, where the tokens are."""
+        batch, time = real.shape
+        index = torch.arange(time, device=real.device).expand(batch, time)
+        rank = real.long().cumsum(1) - 1
+        source = index.new_zeros(batch, time + 1).scatter(1, torch.where(real, rank, time), index)
+        self.lengths = real.sum(1)
+        self.real = real.unsqueeze(-1)  # [B, T, 1]
+        self.left = (index < self.lengths.unsqueeze(1)).unsqueeze(-1)  # [B, T, 1], after the move
+        self.rank, self.source = rank.clamp(min=0), source[:, :time]  # [B, T]
+
+    def to_left(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D]: the real tokens first; what follows them means nothing."""
+        return x.gather(1, self.source.unsqueeze(-1).expand_as(x))
+
+    def to_places(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D]: back from the left, zero at the absent tokens."""
+        return self.clear(x.gather(1, self.rank.unsqueeze(-1).expand_as(x)))
+
+    def clear(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, T, D], zero at the absent tokens."""
+        return torch.where(self.real, x, 0.0)
+
+
 def unpack(x, places, batch, time):
     """[1, real tokens, D] -> [B, T, D], zero at the absent ones."""
     return x.new_zeros(batch * time, x.shape[-1]).index_copy(0, places, x[0]).view(batch, time, -1)
@@ -44,6 +74,8 @@ def unpack(x, places, batch, time):
 
 def positions(texts, size, seen, like):
     """Absolute index of each token in its text, [B, T]."""
+    if isinstance(texts, PaddedTexts):
+        return texts.rank if seen is None else texts.rank + seen.unsqueeze(1)
     index = torch.arange(size[1], device=like.device).expand(size)
     if texts is not None:
         start = texts.cu_seqlens[:-1] if seen is None else texts.cu_seqlens[:-1] - seen

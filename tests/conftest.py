@@ -1,6 +1,8 @@
 """Offline, with uninitialised memory full of NaN, a toy tokenizer and tiny models that were saved and loaded again."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +29,14 @@ GEOMETRY = {
     "intermediate_size": 128,
 }
 POSITIONS = 48
+
+
+def pytest_configure(config):
+    """Knows the marks of transformers' own tests (test_transformers_common.py)."""
+    if source := os.environ.get("LAM_TRANSFORMERS_TESTS"):
+        code = "".join(path.read_text(encoding="utf-8") for path in Path(source).glob("tests/*.py"))
+        for name in {"generate", *re.findall(r"mark\.(\w+)", code)}:
+            config.addinivalue_line("markers", f"{name}: transformers' own")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,8 +20,8 @@ from .tokenizer import BERT_SPECIAL, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
-    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py",
-    "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
+    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "memory_lam.py", "modeling_lam.py",
+    "packing_lam.py", "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
 
 # What sentence-transformers looks at before it loads a folder: the bounds of pyproject.toml, and what was tested.

@@ -44,26 +44,12 @@ class LAMSegment(nn.Module):
         x = self.embeddings(input_ids, None, torch.zeros_like(input_ids), seen.unsqueeze(1) + step)
         memories, convs = [], []
         for i, layer in enumerate(self.layers):
-            y, after, inputs = _read_padded(layer.memory, x, real, length, memory[i], conv[i])
+            y, after, inputs = layer.memory.read_left(layer.memory.in_proj(x), real, length, memory[i], conv[i])
             x = layer.memory_norm(x + y)
             x = layer.feed_forward_norm(x + layer.feed_forward(x))
             memories.append(after)
             convs.append(inputs)
         return x * real, torch.stack(memories), torch.stack(convs), seen + length
-
-
-def _read_padded(memory, x, real, length, state, conv):
-    """`LAMMemory.forward` where padding follows the real tokens: it writes nothing, forgets nothing, is not kept."""
-    size, heads = x.shape[-1], memory.heads
-    projected = memory.in_proj(x)
-    qkv, beta, decays, rest = projected.split(
-        [3 * size, heads, 2 * heads, projected.shape[-1] - 3 * size - 3 * heads], dim=-1
-    )
-    never = torch.where(real, 0.0, 1e4)  # sigmoid(-1e4) is 0, logsigmoid(1e4) is 0
-    y, state, _ = memory.read(torch.cat([qkv, beta - never, decays + never, rest], dim=-1), None, state, conv)
-    inputs = torch.cat([conv, qkv], dim=1)
-    last = length.unsqueeze(1) + torch.arange(conv.shape[1], device=x.device)  # [B, conv_kernel - 1]
-    return y, state, inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, inputs.shape[-1]))
 
 
 def _example(model: LAMModel, batch: int, tokens: int) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from .. import modeling_lam
+from .. import memory_lam
 from ..delta_rule_lam import _DecayMatrix, dual_delta_rule
 from ..kernels import use_backend
 from ..packing_lam import SEGMENT
@@ -26,7 +26,7 @@ def replaced_rule(rule: Rule) -> Iterator[None]:
 
     rule: same keyword-only arguments and return value (delta_rule_lam.py). Layers call it in their order.
     """
-    with use_backend("torch"), mock.patch.object(modeling_lam, "dual_delta_rule", rule):
+    with use_backend("torch"), mock.patch.object(memory_lam, "dual_delta_rule", rule):
         yield
 
 

@@ -4,9 +4,10 @@
 float32 inference it also runs the elementwise rest of a layer whose memory it runs (lam_elementwise.c).
 "fla" is the memory rule by flash-linear-attention's kernels, on CUDA devices where that is installed; the rest of the
 layer is torch's. "torch" is the model's own code and always there. The choice is made in every call of a memory layer:
-native or fla where they apply, torch otherwise, and torch in what torch.compile or torch.export trace. The environment
-variable LAM_BACKEND, or `use_backend`, forces one of them; a forced backend that cannot run is an error, never a silent
-fall back.
+native or fla where they apply, torch otherwise. That is wherever operations are recorded or replaced (torch.compile,
+torch.export, torch.jit.trace, torch.func, fake tensors) or parts of the layer are (hooks, adapters, tensors that are
+quantised, offloaded or anything but plain). The environment variable LAM_BACKEND, or `use_backend`, forces one of them;
+a forced backend that cannot run is an error, never a silent fall back.
 """
 
 import contextlib
@@ -60,9 +61,20 @@ def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | No
         return f"it runs on the CPU, the model is on {device}"
     if native.library() is None:
         return native.why_missing()
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in native.FLOATS:
         return f"it computes in float32, the model in {dtype}"
-    return native.why_not_geometry(memory)
+    return why_recorded() or native.why_not_layer(memory)
+
+
+def why_recorded() -> str | None:
+    """What records or replaces torch's operations at the moment, which a kernel would hide from it; or None."""
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records the operations"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func is active"
+    if torch._C._len_torch_dispatch_stack():
+        return "a torch dispatch mode (such as FakeTensorMode) is active"
+    return None
 
 
 def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
@@ -72,20 +84,21 @@ def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
         return "torch"
     if torch.compiler.is_compiling():
         raise RuntimeError(f"The {name} backend was asked for, but only torch's own code can be compiled or exported.")
-    forced, name = name != "auto", name if name != "auto" else "fla" if device.type == "cuda" else "native"
+    name = name if name != "auto" else "fla" if device.type == "cuda" else "native"
     reason = (fla.why_not if name == "fla" else why_not_native)(memory, dtype, device)
     if reason is None:
         return name
-    if forced:
-        raise RuntimeError(f"The {name} backend was asked for, but {reason}.")
-    _log_once(reason)
+    _decline(reason, name)
     return "torch"
 
 
 _logged: set[str] = set()
 
 
-def _log_once(reason: str) -> None:
+def _decline(reason: str, name: str = "native") -> None:
+    """Say once why torch runs instead. Raises RuntimeError if the backend was forced."""
+    if requested() != "auto":
+        raise RuntimeError(f"The {name} backend was asked for, but {reason}.")
     if reason not in _logged:
         _logged.add(reason)
         logger.info("LAM runs in pure torch; the accelerator does not apply: %s.", reason)
@@ -109,13 +122,11 @@ def memory_layer(memory, projected, texts, state, conv):
     """
     if backend_of(memory, projected.dtype, projected.device) != "native":
         return None
-    carries = state is not None or conv is not None
-    differentiable = torch.is_grad_enabled() and (projected.requires_grad or memory.norm_weight.requires_grad)
-    if differentiable and carries:
-        if requested() == "native":
-            raise RuntimeError("The native backend was asked for, but it has no gradients through a carried state.")
-        return None
-    return native.memory_layer(memory, projected, texts, state, conv, differentiable)
+    reason = native.why_not_numbers(memory, projected, texts, state, conv)
+    done = None if reason else native.memory_layer(memory, projected, texts, state, conv)
+    if done is None:
+        _decline(reason or "it has no gradients through a carried state")
+    return done
 
 
 def finish_layer(layer, x, y):

@@ -101,30 +101,148 @@ def _openmp_team() -> int | None:
     return None
 
 
-def why_not_geometry(memory) -> str | None:
-    """Why a `LAMMemory` of this shape cannot run in the kernel, or None."""
-    sizes = {
-        "head size": (memory.width, WIDTH),
-        "convolution kernel": (memory.conv1d.weight.shape[-1], TAPS),
-        "flux hidden size": (memory.flux.in_proj.out_features, HIDDEN),
-    }
+def why_not_layer(memory) -> str | None:
+    """Why this `LAMMemory` cannot run in the kernel, or None.
+
+    The kernel reads the parameters' memory: each has to be a plain tensor on the CPU, of the shape it is built for. And
+    it runs in the place of modules: none of them may be of another kind than the model's own or carry hooks.
+    """
+    if type(memory).__name__ != "LAMMemory":
+        return f"the memory is a {type(memory).__name__}"
+    modules = memory._modules
+    flux = modules["flux"]
+    for name, module, kind in (
+        ("conv1d", modules["conv1d"], "LAMConvolution"),
+        ("flux", flux, "ResonanceFlux"),
+        ("flux.in_proj", flux._modules.get("in_proj"), "LAMFluxProjection"),
+        ("flux.out_proj", flux._modules.get("out_proj"), "LAMFluxProjection"),
+    ):
+        if type(module).__name__ != kind:
+            return f"{name} is a {type(module).__name__}"
+        if not _untouched(module):
+            return f"{name} has hooks or another forward"
+    parameters = _parameters(memory)
+    for p, shape in zip(parameters, _shapes(memory.heads), strict=True):
+        if not is_plain(p, shape):
+            return _why_not_parameters(memory, parameters)
+    return None
+
+
+_PLAIN = (nn.Parameter, torch.Tensor)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_plain(x, shape=None) -> bool:
+    """Whether x is a floating-point tensor in this process' own memory, no subclass, of the given shape."""
+    plain = type(x) in _PLAIN and x.is_cpu and x.dtype in FLOATS and x.layout == torch.strided
+    return plain and (shape is None or x.shape == shape)
+
+
+def _untouched(module: nn.Module) -> bool:
+    own = module.__dict__
+    return not (
+        "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    )
+
+
+def _parameters(memory) -> list[torch.Tensor | None]:
+    """As struct lam_layer has them. From `_parameters`: what stands in the place of a parameter is none."""
+    modules, own = memory._modules, memory._parameters
+    convolution, flux = modules["conv1d"]._parameters, modules["flux"]
+    inner, outer = flux._modules["in_proj"]._parameters, flux._modules["out_proj"]._parameters
+    flux = flux._parameters
+    return [
+        convolution.get("weight"), convolution.get("bias"), own.get("decay_bias"), flux.get("bilinear"),
+        flux.get("temperature"), inner.get("weight"), inner.get("bias"), outer.get("weight"), outer.get("bias"),
+        own.get("norm_weight"),
+    ]  # fmt: skip
+
+
+_NAMES = (
+    "conv1d.weight", "conv1d.bias", "decay_bias", "flux.bilinear", "flux.temperature", "flux.in_proj.weight",
+    "flux.in_proj.bias", "flux.out_proj.weight", "flux.out_proj.bias", "norm_weight",
+)  # fmt: skip
+
+
+@functools.lru_cache
+def _shapes(heads: int) -> tuple[tuple[int, ...], ...]:
+    size = 3 * heads * WIDTH
+    return (
+        (size, 1, TAPS), (size,), (2, heads), (heads, WIDTH, WIDTH), (heads,),
+        (HIDDEN, 2 * WIDTH + 1), (HIDDEN,), (1, HIDDEN), (1,), (WIDTH,),
+    )  # fmt: skip
+
+
+def _why_not_parameters(memory, parameters) -> str:
+    """What is wrong with the parameters of a memory of which something is."""
+    sizes = {"head size": (memory.width, WIDTH)}
+    if parameters[0] is not None and parameters[0].ndim:
+        sizes["convolution kernel"] = (parameters[0].shape[-1], TAPS)
+    if parameters[5] is not None and parameters[5].ndim:
+        sizes["flux hidden size"] = (parameters[5].shape[0], HIDDEN)
     wrong = [f"{name} {got} (it is built for {want})" for name, (got, want) in sizes.items() if got != want]
-    return f"the model has {', '.join(wrong)}" if wrong else None
+    if wrong:
+        return f"the model has {', '.join(wrong)}"
+    for name, p, shape in zip(_NAMES, parameters, _shapes(memory.heads), strict=True):
+        if not is_plain(p, shape):
+            return f"{name} is {describe(p)}, not a plain tensor {list(shape)} on the CPU"
+    raise AssertionError("All parameters are what they should be.")
 
 
-def memory_layer(memory, projected, texts, state, conv, differentiable: bool):
-    """As `kernels.memory_layer`, native and nothing else."""
+def describe(x) -> str:
+    """A tensor, or what is there in its place, in words."""
+    if not isinstance(x, torch.Tensor):
+        return "missing" if x is None else f"a {type(x).__name__}"
+    kind = "" if type(x) in _PLAIN else f"{type(x).__name__} "
+    layout = "" if x.layout == torch.strided else f"{x.layout} "
+    return f"{kind}{layout}{x.dtype} {list(x.shape)} on {x.device}"
+
+
+def why_not_numbers(memory, projected, texts, state, conv) -> str | None:
+    """Why the kernel cannot read the tensors of this call, or None. Raises ValueError for a state of other shapes."""
+    size, heads = memory.heads * WIDTH, memory.heads
+    if not is_plain(projected) or projected.ndim != 3 or projected.shape[2] != 3 * size + 5 * heads + memory.gate_size:
+        return f"in_proj gave {describe(projected)}"
+    rows = len(projected)
+    if texts is not None:
+        bounds = texts.cu_seqlens
+        if type(bounds) is not torch.Tensor or not bounds.is_cpu or bounds.dtype != torch.long:
+            return f"the bounds of the texts are {describe(bounds)}"
+        if rows != 1 or texts.total != projected.shape[1]:
+            raise ValueError(f"A packed row of {texts.total} tokens cannot bound the texts of {list(projected.shape)}.")
+        rows = len(bounds) - 1
+    for name, x, shape in (
+        ("memory", state, (rows, heads, 2, WIDTH, WIDTH)),
+        ("convolution inputs", conv, (rows, TAPS - 1, 3 * size)),
+    ):
+        if x is not None and not is_plain(x, shape):
+            if x.shape != shape:
+                raise ValueError(f"The {name} of a layer must be {list(shape)}, one row a text, got {list(x.shape)}.")
+            return f"the {name} of the state are {describe(x)}"
+    return None
+
+
+def memory_layer(memory, projected, texts, state, conv):
+    """As `kernels.memory_layer`, native and nothing else; None if the output gate is no plain tensor."""
     batch, time = projected.shape[:2]
     size, heads = memory.heads * memory.width, memory.heads
     rows = projected.flatten(0, 1)
     z, gate = rows.split([3 * size + 5 * heads, memory.gate_size], dim=-1)
     gate = None if not memory.gate_size else gate if memory.gate_proj is None else memory.gate_proj(gate)
-    bounds = torch.arange(batch + 1) * time if texts is None else texts.cu_seqlens
+    if gate is not None and not is_plain(gate, (batch * time, size)):
+        return None
+    bounds = torch.arange(batch + 1, device="cpu") * time if texts is None else texts.cu_seqlens
     numbers = (memory.eps, memory.cos, memory.sin)
+    parameters = _parameters(memory)
     with torch.autocast("cpu", enabled=False):
-        parameters = _parameters(memory)
         z, gate = z.float(), None if gate is None else gate.float()
-        if differentiable:
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, gate, *parameters)):
+            if state is not None or conv is not None:
+                return None
             y = _Memory.apply(z, gate, bounds, numbers, *parameters)
             return y.view(batch, time, size), None, None
         state, conv = (
@@ -132,14 +250,6 @@ def memory_layer(memory, projected, texts, state, conv, differentiable: bool):
         )
         y = _forward(z, gate, bounds, numbers, parameters, state, conv)
     return y.view(batch, time, size), state, conv
-
-
-def _parameters(memory) -> list[torch.Tensor]:
-    flux = memory.flux
-    return [
-        memory.conv1d.weight, memory.conv1d.bias, memory.decay_bias, flux.bilinear, flux.temperature,
-        flux.in_proj.weight, flux.in_proj.bias, flux.out_proj.weight, flux.out_proj.bias, memory.norm_weight,
-    ]  # fmt: skip
 
 
 def _ready(x):
@@ -153,7 +263,9 @@ def _pointer(x: torch.Tensor | None) -> int | None:
 
 def _layer(parameters, numbers) -> tuple[_Layer, list[torch.Tensor]]:
     """The kernel's view of the parameters, and the tensors that have to live as long."""
-    kept = [p.detach().float().contiguous() for p in parameters]
+    kept = [
+        p if p.dtype == torch.float32 and p.is_contiguous() else p.detach().float().contiguous() for p in parameters
+    ]
     return _Layer(kept[2].shape[1], *(p.data_ptr() for p in kept), *numbers), kept
 
 
@@ -176,7 +288,7 @@ def _forward(z, gate, bounds, numbers, parameters, state=None, conv=None) -> tor
     assert loaded is not None
     layer, kept = _layer(parameters, numbers)
     z, gate, bounds = _ready(z), None if gate is None else gate.contiguous(), bounds.contiguous()
-    y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1])
+    y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1], device="cpu", dtype=torch.float32)
     _run(loaded.forward, layer, _rows(z, gate, y, bounds, state, conv))
     return y
 
@@ -191,25 +303,52 @@ class _Memory(torch.autograd.Function):
         return _forward(z, gate, bounds, numbers, parameters)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        loaded = library()
-        assert loaded is not None
         z, gate, bounds, *parameters = ctx.saved_tensors
-        layer, kept = _layer(parameters, ctx.numbers)
-        heads, texts = kept[2].shape[1], len(bounds) - 1
-        z, gate, bounds, dy = (
-            z.contiguous(),
-            None if gate is None else gate.contiguous(),
-            bounds.contiguous(),
-            dy.contiguous(),
+        with torch.no_grad():
+            found = _gradients(z, gate, bounds, ctx.numbers, parameters, dy)
+        if torch.is_grad_enabled():  # somebody asks for a gradient that has gradients
+            given = [x for x in (dy, z, gate, *parameters) if x is not None and x.requires_grad]
+            real = [x for x in found if x is not None]
+            once = iter(_Once.apply(len(given), *given, *real))
+            found = [None if x is None else next(once) for x in found]
+        dz, dgate, *rest = found
+        return dz, dgate, None, None, *rest
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have none themselves: whoever asks for them is refused."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(x.clone() for x in tensors[count:])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "LAM's native kernel has first derivatives only; for higher ones run the model in torch: "
+            'lam_transformers.kernels.use_backend("torch") or LAM_BACKEND=torch.'
         )
-        dz, dgate = torch.empty_like(z), None if gate is None else torch.empty_like(gate)
-        blocks = max(1, min(texts, -(-2 * torch.get_num_threads() // heads)))
-        gradient = torch.zeros(blocks, heads, loaded.gradient_size)
-        back = _Backward(dy.data_ptr(), dz.data_ptr(), _pointer(dgate), gradient.data_ptr(), blocks)
-        _run(loaded.backward, layer, _rows(z, gate, None, bounds, None, None), back)
-        return dz, dgate, None, None, *_unpack(gradient.sum(0), parameters)
+
+
+def _gradients(z, gate, bounds, numbers, parameters, dy) -> list[torch.Tensor | None]:
+    """Gradients of z, the gate and each parameter."""
+    loaded = library()
+    assert loaded is not None
+    layer, kept = _layer(parameters, numbers)
+    heads, texts = kept[2].shape[1], len(bounds) - 1
+    z, gate, bounds, dy = (
+        z.contiguous(),
+        None if gate is None else gate.contiguous(),
+        bounds.contiguous(),
+        dy.contiguous(),
+    )
+    dz, dgate = torch.empty_like(z), None if gate is None else torch.empty_like(gate)
+    blocks = max(1, min(texts, -(-2 * torch.get_num_threads() // heads)))
+    gradient = torch.zeros(blocks, heads, loaded.gradient_size, device="cpu", dtype=torch.float32)
+    back = _Backward(dy.data_ptr(), dz.data_ptr(), _pointer(dgate), gradient.data_ptr(), blocks)
+    _run(loaded.backward, layer, _rows(z, gate, None, bounds, None, None), back)
+    return [dz, dgate, *_unpack(gradient.sum(0), parameters)]
 
 
 def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
@@ -229,16 +368,22 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
 
 def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
-    middle = layer.feed_forward
+    modules = layer._modules
+    middle = modules["feed_forward"]
     if type(middle).__name__ != "LAMFeedForward":
         return False
-    parts = [layer.memory_norm, middle.in_proj, middle.act, middle.out_proj, layer.feed_forward_norm]
+    inner = middle._modules
+    parts = [modules["memory_norm"], inner["in_proj"], inner["act"], inner["out_proj"], modules["feed_forward_norm"]]
     if [type(part) for part in parts] != [nn.LayerNorm, nn.Linear, GELUActivation, nn.Linear, nn.LayerNorm]:
         return False
-    if any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in (middle, *parts)):
+    if not all(map(_untouched, (middle, *parts))):
         return False
-    numbers = [x, y, *(p for part in parts for p in part._parameters.values())]
-    return all(type(p) in (torch.Tensor, nn.Parameter) and p.dtype == torch.float32 and p.is_cpu for p in numbers)
+    if x.ndim != 3 or x.shape != y.shape:
+        return False
+    width, wide = (x.shape[-1],), (len(parts[1]._parameters["weight"]),)
+    shapes = (x.shape, x.shape, width, width, wide + width, wide, width + wide, width, width, width)
+    numbers = (x, y, *(part._parameters.get(name) for part in (*parts[:2], *parts[3:]) for name in ("weight", "bias")))
+    return all(is_plain(p, s) and p.dtype == torch.float32 for p, s in zip(numbers, shapes, strict=True))
 
 
 def finish_layer(layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,185 @@
+# Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
+"""The memory layer of LAM: what it projects, convolves, writes and reads (docs/ALGORITHM.md).
+
+Read delta_rule_lam.py first for the memory rule and the alphabet of the shapes.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_lam import LAMConfig
+from .delta_rule_lam import dual_delta_rule, no_autocast
+from .packing_lam import PaddedTexts
+
+try:  # an accelerator, where the package lam-transformers is installed
+    from lam_transformers import kernels
+except ImportError:
+    kernels = None  # type: ignore[assignment]
+
+
+class LAMConvolution(nn.Module):
+    """A depthwise convolution over time: z [B, T + taps - 1, C] -> [B, T, C]. weight [C, 1, taps], bias [C].
+
+    Not an `nn.Conv1d`, so that nobody who replaces or quantises those takes it for one.
+    """
+
+    def __init__(self, channels: int, taps: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Conv1d` does it."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        # A 2-d convolution over a channels-last image of height 1: torch has a fast kernel for that, not for 1-d.
+        image = z.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T + taps - 1]
+        with no_autocast(z.device.type):
+            y = F.conv2d(image, self.weight.unsqueeze(2), self.bias, groups=image.shape[1])
+            return y.squeeze(2).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, taps={self.weight.shape[-1]}"
+
+
+class LAMFluxProjection(nn.modules.linear.NonDynamicallyQuantizableLinear):
+    """A product of the flux, a few hundred numbers: the kind of `nn.Linear` that torch has for what is not quantised.
+
+    torchao, `TorchAoConfig` and `quantize_dynamic` leave it alone. It is an `nn.Linear` because peft refuses a module
+    of another kind whose name it is told ("in_proj", "out_proj").
+    """
+
+
+class ResonanceFlux(nn.Module):
+    """psi = sigmoid(MLP([q, k, q' W_h k / temp_h])): how much of a token belongs to the slow memory.
+
+    q, k [..., H, K] -> psi [..., H] in (0, 1). The MLP is shared by the heads of a layer; W_h is one matrix a head.
+    """
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        heads, width = config.num_attention_heads, config.head_size
+        self.bilinear = nn.Parameter(torch.empty(heads, width, width))
+        self.temperature = nn.Parameter(torch.empty(heads))
+        self.in_proj = LAMFluxProjection(2 * width + 1, config.flux_hidden_size)
+        self.out_proj = LAMFluxProjection(config.flux_hidden_size, 1)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        resonance = (torch.einsum("...hk,hkj->...hj", q, self.bilinear.to(q.dtype)) * k).sum(-1) / self.temperature
+        features = torch.cat([q, k, resonance.unsqueeze(-1).to(q.dtype)], dim=-1).to(self.in_proj.weight.dtype)
+        return torch.sigmoid(self.out_proj(F.silu(self.in_proj(features))).squeeze(-1))
+
+
+class LAMMemory(nn.Module):
+    """The dual-timescale memory that stands where BERT has softmax attention (docs/ALGORITHM.md)."""
+
+    def __init__(self, config: LAMConfig):
+        super().__init__()
+        self.heads, self.width, self.chunk_size = config.num_attention_heads, config.head_size, config.chunk_size
+        size, rank, kernel = config.hidden_size, config.output_gate_rank, config.conv_kernel
+        self.gate_size = size if rank is None else rank
+        self.eps = config.memory_norm_eps
+        angle = math.asin(2 * config.cross_timescale) / 2
+        self.cos, self.sin = math.cos(angle), math.sin(angle)
+        # One product: q, k, v | beta, slow, fast, gate_fast, gate_slow, one a head | output gate.
+        self.in_proj = nn.Linear(size, 3 * size + 5 * self.heads + self.gate_size, bias=False)
+        self.conv1d = LAMConvolution(3 * size, kernel)
+        # A decay near 1 has no digits to lose: never less than float32, whatever the default dtype.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.decay_bias = nn.Parameter(torch.empty(2, self.heads, dtype=dtype))
+        self.flux = ResonanceFlux(config)
+        self.norm_weight = nn.Parameter(torch.empty(self.width))
+        self.gate_proj = nn.Linear(rank, size, bias=False) if rank else None
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(self, x, texts=None, memory=None, conv=None):
+        """x [B, T, D] -> y [B, T, D], and memory [B, H, 2, K, V] and conv [B, kernel - 1, 3 D] after the last token.
+
+        texts: the `PackedTexts` of a packed row, the `PaddedTexts` of rows with absent tokens, or None where every row
+            of x is one text.
+        """
+        projected = self.in_proj(x)
+        if not isinstance(texts, PaddedTexts):
+            return self.read(projected, texts, memory, conv)
+        projected = texts.to_left(projected)
+        y, memory, conv = self.read_left(projected, texts.left, texts.lengths, memory, conv)
+        return texts.to_places(y), memory, conv
+
+    def read(self, projected, texts, memory=None, conv=None):
+        """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
+        size, heads = self.heads * self.width, self.heads
+        if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
+            return self.out_proj(done[0].to(projected.dtype)), *done[1:]
+        qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
+        qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
+        q, k, v = F.silu(qkv).unflatten(-1, (3, heads, self.width)).unbind(-3)  # [B, T, H, K] each
+        q, k = _unit(q), _unit(k)
+        beta, slow, fast, *gates = per_head.to(q.dtype).unflatten(-1, (5, heads)).unbind(-2)  # [B, T, H] each
+        log_slow = F.logsigmoid(slow + self.decay_bias[1])
+        log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
+        psi = self.flux(q, k).to(q.dtype)
+        read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
+        rule = (None if kernels is None else kernels.memory_rule(self, projected)) or dual_delta_rule
+        o, memory = rule(
+            q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
+            write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
+            state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
+        )  # fmt: skip
+        o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
+        if self.gate_size:
+            o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
+        return self.out_proj(o.to(projected.dtype)), memory, conv
+
+    def read_left(self, projected, real, lengths, memory=None, conv=None):
+        """`read` where padding follows the real tokens of each row: it writes nothing, forgets nothing, is not kept.
+
+        real: [B, T, 1] bool; lengths: [B], how many are real. What is given for the padding means nothing.
+        """
+        size, heads = self.heads * self.width, self.heads
+        qkv, beta, decays, rest = projected.split(
+            [3 * size, heads, 2 * heads, projected.shape[-1] - 3 * size - 3 * heads], dim=-1
+        )
+        never = torch.where(real, 0.0, 1e4).to(projected.dtype)  # sigmoid(-1e4) is 0, logsigmoid(1e4) is 0
+        projected = torch.cat([qkv, beta - never, decays + never, rest], dim=-1)
+        y, memory, _ = self.read(projected, None, memory, conv)
+        if conv is not None:
+            inputs = torch.cat([conv, qkv.to(conv.dtype)], dim=1)
+            last = lengths.unsqueeze(1) + torch.arange(conv.shape[1], device=conv.device)  # [B, kernel - 1]
+            conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, inputs.shape[-1]))
+        return y, memory, conv
+
+    def _to_modes(self, fast, slow):
+        """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
+        return torch.stack([self.cos * fast - self.sin * slow, self.sin * fast + self.cos * slow], dim=-1)
+
+    def _convolve(self, z, texts, before):
+        """Causal depthwise convolution of z [B, T, 3 D] within each text, and the last inputs, for what follows.
+
+        before: [B, kernel - 1, 3 D], the inputs ahead of each text; without it a packed row gives no last inputs.
+        """
+        taps = self.conv1d.weight.shape[-1]
+        before = None if before is None else before.to(z.dtype)
+        if texts is None:
+            z = F.pad(z, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, z], dim=1)
+            return self.conv1d(z), z[:, z.shape[1] - taps + 1 :]
+        if not texts.total or taps == 1:
+            return self.conv1d(z) if texts.total else z, before
+        # The row as if it were one text; then the first tokens of each text, behind what stands before them.
+        y = self.conv1d(F.pad(z, (0, 0, taps - 1, 0)))
+        first = z[0, texts.first]  # [N, kernel - 1, 3 D]
+        first = F.pad(first, (0, 0, taps - 1, 0)) if before is None else torch.cat([before, first], dim=1)
+        y[0, texts.first[texts.first_real]] = self.conv1d(first)[texts.first_real]
+        return y, None if before is None else torch.cat([z[0], before.flatten(0, 1)])[texts.last]
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """x / |x| over the last dimension, float32 or wider, epsilon inside the root."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x * torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() + 1e-6)
