@@ -37,9 +37,11 @@ _OWN_MODULES: dict[str, Any] = {
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_module.LAMTransformer"},
         {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
     ],
-    "sentence_lam_config.json": {"max_seq_length": None, "pooling_mode": "mean", "token_budget": None},
+    "sentence_lam_config.json": {
+        "max_seq_length": None, "pooling_mode": "mean", "token_budget": None, "include_prompt": True,
+    },
     "1_Normalize/config.json": {},
-}
+}  # fmt: skip
 _STOCK_MODULES: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
