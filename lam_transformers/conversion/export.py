@@ -15,13 +15,14 @@ from transformers import AutoTokenizer
 
 from ..checks_lam import weights_checksum
 from ..configuration_lam import LAMConfig
+from ..heads_lam import AUTO_MAP
 from ..modeling_lam import LAMModel
 from .tokenizer import BERT_SPECIAL, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
-    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "modeling_lam.py", "packing_lam.py",
-    "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
+    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "heads_lam.py", "modeling_lam.py",
+    "packing_lam.py", "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
 
 _SENTENCE_TRANSFORMERS: dict[str, Any] = {
@@ -117,7 +118,7 @@ def export_model(
     save_tokenizer(source, folder)
     config = {
         "architectures": ["LAMModel"],
-        "auto_map": {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"},
+        "auto_map": AUTO_MAP,
         "model_type": model.config.model_type,
         "dtype": "float32",
         **{name: getattr(model.config, name) for name in LAMConfig.__annotations__},
