@@ -328,7 +328,8 @@ def packed(features):
         raise ValueError(f"attention_mask must be {list(ids.shape)} as input_ids, got {list(mask.shape)}.")
     elif mask.numel() <= WIDE:
         real = mask.bool()
-        row, lengths = ids[real], real.sum(1).tolist()
+        lengths = real.sum(1).tolist()
+        row = ids.flatten() if sum(lengths) == ids.numel() else ids[real]
     else:
         # Row by row, so that the padding is never in memory.
         rows = [ids[i][mask[i].bool()] for i in range(len(ids))]
