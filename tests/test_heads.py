@@ -55,11 +55,8 @@ def folder(tiny_model, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def train(tmp_path):
-    from accelerate.state import AcceleratorState
-
+def train(tmp_path, fresh_accelerator):
     def run(model, rows, collator, steps=60, **options):
-        AcceleratorState._reset_state(reset_partial_state=True)
         arguments = TrainingArguments(
             output_dir=str(tmp_path / "run"), max_steps=steps, per_device_train_batch_size=16, learning_rate=3e-3,
             use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=steps, seed=1,
@@ -136,7 +133,7 @@ def test_masked_words_are_learnt_with_the_embeddings_as_decoder(folder, tokenize
     assert np.mean([x == word for x, (_, word) in zip(found, masked[256:], strict=True)]) > 0.9
 
 
-def test_a_cross_encoder_learns_and_is_loaded_again(folder, tmp_path):
+def test_a_cross_encoder_learns_and_is_loaded_again(folder, tmp_path, fresh_accelerator):
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments

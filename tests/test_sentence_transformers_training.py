@@ -30,12 +30,11 @@ def encoder(make_model, tokenizer):
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
-    from accelerate.state import AcceleratorState
+def make_trainer(tmp_path, fresh_accelerator):
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     def make(model, loss, data, **options):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        fresh_accelerator()
         arguments = {
             "output_dir": str(tmp_path), "max_steps": 3, "per_device_train_batch_size": 8, "use_cpu": True,
             "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-3, "seed": 1,
