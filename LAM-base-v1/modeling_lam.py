@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from .checks_lam import check_inputs, check_weights, is_traced, real_tokens
+from .checks_lam import check_inputs, check_loaded, check_weights, is_traced, real_tokens
 from .configuration_lam import LAMConfig
 from .delta_rule_lam import starting_decay_bias
 from .memory_lam import LAMConvolution, LAMMemory, ResonanceFlux
@@ -111,6 +111,23 @@ class LAMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True  # there is no attention to implement: any attn_implementation is accepted and changes nothing
     _supports_flash_attn = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in transformers, but damaged or incomplete weights are an error, never a half-random encoder."""
+        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+            check_weights(pretrained_model_name_or_path)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        check_loaded(model, info, pretrained_model_name_or_path, kwargs)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the folder names the classes of the heads, too, and gets their code."""
+        from .heads_lam import AUTO_MAP  # here, because heads_lam imports this file
+
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | AUTO_MAP
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -148,23 +165,6 @@ class LAMModel(LAMPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As in transformers, but damaged or incomplete weights are an error, never a half-random model."""
-        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
-            check_weights(pretrained_model_name_or_path)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        # Weights of a head beside the encoder's are not its business; unknown ones inside it mean another architecture.
-        own = [name for name, _ in model.named_children()]
-        unknown = [name for name in info["unexpected_keys"] if name.split(".")[0] in own]
-        if unknown or info["missing_keys"]:
-            raise OSError(
-                f"{pretrained_model_name_or_path} does not hold the weights of this LAM: "
-                f"missing {sorted(info['missing_keys'])}, unknown {sorted(unknown)}."
-            )
-        return (model, info) if output_loading_info else model
 
     @property
     def backend(self) -> str:

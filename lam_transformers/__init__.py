@@ -15,6 +15,9 @@ _PUBLIC = {
     "Chunk": "encoding",
     "LAMConfig": "configuration_lam",
     "LAMEncoder": "encoding",
+    "LAMForMaskedLM": "heads_lam",
+    "LAMForSequenceClassification": "heads_lam",
+    "LAMForTokenClassification": "heads_lam",
     "LAMModel": "modeling_lam",
     "LAMModelOutput": "modeling_lam",
     "LAMPreTrainedModel": "modeling_lam",
@@ -34,6 +37,9 @@ __all__ = [
     "Chunk",
     "LAMConfig",
     "LAMEncoder",
+    "LAMForMaskedLM",
+    "LAMForSequenceClassification",
+    "LAMForTokenClassification",
     "LAMModel",
     "LAMModelOutput",
     "LAMPreTrainedModel",
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     from .configuration_lam_published import LAMPublishedConfig
     from .delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
     from .encoding import Chunk, LAMEncoder, LAMSession, late_chunks
+    from .heads_lam import LAMForMaskedLM, LAMForSequenceClassification, LAMForTokenClassification
     from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
     from .modeling_lam_published import LAMPublishedModel
     from .quantization import quantize

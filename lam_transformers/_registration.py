@@ -1,4 +1,4 @@
-"""Makes AutoConfig and AutoModel know LAM without importing transformers before the user does.
+"""Makes the auto classes know LAM and its heads without importing transformers before the user does.
 
 `import lam_transformers` stays cheap: LAM is registered as soon as transformers' auto classes have been imported, which
 may be before, after or in the middle of the import of LAM's own modules.
@@ -7,6 +7,7 @@ may be before, after or in the middle of the import of LAM's own modules.
 import importlib
 import importlib.abc
 import sys
+from collections.abc import Callable
 from functools import partial
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
@@ -20,6 +21,14 @@ _FAMILIES = (
         "modeling_lam_published", "LAMPublishedModel",
     ),
 )  # fmt: skip
+
+
+# Auto classes of transformers -> the head that each gives for a LAM.
+_HEADS = {
+    "AutoModelForMaskedLM": "LAMForMaskedLM",
+    "AutoModelForSequenceClassification": "LAMForSequenceClassification",
+    "AutoModelForTokenClassification": "LAMForTokenClassification",
+}
 
 
 def _own(module: str, name: str):
@@ -38,18 +47,32 @@ def _register_model(_, config_module: str, config: str, model_module: str, model
     AutoModel.register(_own(config_module, config), _own(model_module, model), exist_ok=True)
 
 
+def _register_heads() -> None:
+    auto = sys.modules[_AUTO_MODEL]
+    for auto_class, head in _HEADS.items():
+        getattr(auto, auto_class).register(
+            _own("configuration_lam", "LAMConfig"), _own("heads_lam", head), exist_ok=True
+        )
+
+
 # (transformers' auto module, what to do once it is there, modules that must not be in the middle of their import then:
 # LAM's own, which may have brought in the auto module, and those of transformers that do so and that LAM's own needs).
-_ACTIONS = tuple(
-    action
-    for family in _FAMILIES
-    for action in (
-        (_AUTO_CONFIG, partial(_register_config, *family), {_AUTO_CONFIG, f"{__package__}.{family[1]}"}),
-        (
-            _AUTO_MODEL, partial(_register_model, *family),
-            {_AUTO_MODEL, f"{__package__}.{family[3]}", _LAYERS, _UTILS},
-        ),
-    )
+_ACTIONS: tuple[tuple[str, Callable[[], None], set[str]], ...] = (
+    *(
+        action
+        for family in _FAMILIES
+        for action in (
+            (_AUTO_CONFIG, partial(_register_config, *family), {_AUTO_CONFIG, f"{__package__}.{family[1]}"}),
+            (
+                _AUTO_MODEL, partial(_register_model, *family),
+                {_AUTO_MODEL, f"{__package__}.{family[3]}", _LAYERS, _UTILS},
+            ),
+        )
+    ),
+    (
+        _AUTO_MODEL, _register_heads,
+        {_AUTO_MODEL, f"{__package__}.heads_lam", f"{__package__}.modeling_lam", _LAYERS, _UTILS},
+    ),
 )  # fmt: skip
 _WATCHED = frozenset().union(*(modules for _, _, modules in _ACTIONS))
 _running: set[str] = set()

@@ -92,6 +92,37 @@ def check_weights(folder: str | os.PathLike) -> None:
             raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")
 
 
+def check_loaded(model, info: dict, name_or_path, options: dict) -> None:
+    """Raise OSError unless the encoder of a loaded model has all of its weights and those of no other architecture.
+
+    The weights of a head may be missing, and those of another one may stand beside the encoder's. Layers may be left
+    out at the end: `from_pretrained(folder, num_hidden_layers=3)`.
+
+    Args:
+        info: transformers' loading info.
+        options: the keyword arguments of `from_pretrained`.
+    """
+    encoder = model.base_model
+    prefix = "" if encoder is model else f"{model.base_model_prefix}."
+    own = [name for name, _ in encoder.named_children()]
+
+    def of_encoder(names):
+        bare = sorted(name.removeprefix(f"{model.base_model_prefix}.") for name in names)
+        return [name for name in bare if name.split(".")[0] in own]
+
+    missing = of_encoder(name for name in info["missing_keys"] if name.startswith(prefix))
+    unknown = of_encoder(info["unexpected_keys"])
+    layers = model.config.num_hidden_layers
+    left_out = [name for name in unknown if name.startswith("layers.") and int(name.split(".")[1]) >= layers]
+    if left_out:
+        where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        saved, _ = model.config_class.get_config_dict(name_or_path, **{x: options[x] for x in where if x in options})
+        if saved.get("num_hidden_layers", 0) > layers:
+            unknown = [name for name in unknown if name not in left_out]
+    if unknown or missing:
+        raise OSError(f"{name_or_path} does not hold the weights of this LAM: missing {missing}, unknown {unknown}.")
+
+
 def weights_checksum(path: str | os.PathLike) -> str:
     """SHA-256 over the sorted tensor names, types and shapes of a safetensors file and then its tensor bytes."""
     with open(path, "rb") as file:

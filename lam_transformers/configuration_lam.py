@@ -31,6 +31,8 @@ class LAMConfig(PreTrainedConfig):
             spread evenly in the logarithm of their time constants.
         chunk_size (`int`, *optional*): tokens per chunk of the memory rule; `None` lets the rule choose.
         initializer_range (`float`): standard deviation of random weights.
+        classifier_dropout (`float`): share of dropout before the classifiers of the heads; the encoder has none.
+        classifier_pooling (`str`): what a class of a text is read from, `"mean"` of its tokens or `"lasttoken"`.
 
     Raises:
         ValueError: for values that no model can have; the message names the field, the value and the mend.
@@ -56,6 +58,8 @@ class LAMConfig(PreTrainedConfig):
     slow_decay_init: list[float] | tuple[float, ...] = (0.85, 0.999)
     chunk_size: int | None = None
     initializer_range: float | int = 0.02
+    classifier_dropout: float | int = 0.0
+    classifier_pooling: str = "mean"
     pad_token_id: int | None = 0
     use_cache: bool = False
     tie_word_embeddings: bool = False
@@ -86,6 +90,10 @@ class LAMConfig(PreTrainedConfig):
                 "the starting decays must satisfy 0 < fast_decay_init < slow_decay_init[0] <= slow_decay_init[1] < 1, "
                 f"got {self.fast_decay_init} and {self.slow_decay_init}."
             )
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout must be at least 0 and below 1, got {self.classifier_dropout}.")
+        if self.classifier_pooling not in ("mean", "lasttoken"):
+            raise ValueError(f"classifier_pooling must be 'mean' or 'lasttoken', got {self.classifier_pooling!r}.")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be None or at least 1, got {self.chunk_size}.")
 

@@ -1,27 +1,36 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""LAM as the first module of a SentenceTransformer: no padding, texts of any length, bounded memory.
+"""LAM as a SentenceTransformer's input module and pooling: no padding runs, texts of any length, bounded memory.
 
-A batch is one row of texts behind each other, run in rows of at most `token_budget` tokens. A longer text is tokenised
-piece by piece while it is read, in segments with carried state, and pooled as it goes.
+Features are everybody's: one row a text, padded, with an attention mask. Only ids are padded: inside `forward` the real
+tokens of a batch are packed one text after the other and run in rows of at most `token_budget` tokens. A longer text is
+read in segments with carried state and pooled as it goes.
 """
 
 import itertools
 import json
+import math
+import mmap
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers.base.modules import InputModule
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from .packing_lam import segment_size
-from .streaming_lam import RunningPool, TextTokenizer, ahead, check_text, stream
+from .streaming_lam import PIECE, RunningPool, TextTokenizer, check_text, stream
 
 POOLING = ("mean", "max", "lasttoken")
 CONFIG = "sentence_lam_config.json"
+UNLIMITED = 10**9  # max_seq_length where nothing is truncated: losses and model cards want a number
+WIDE = 1 << 20  # ids of a batch, padding included, from which on they are kept small
+SEGMENT_STEP = 64  # a long text is cut at multiples of this many tokens from its start
+_TRUNCATES = {True: True, "longest_first": True, "only_first": True, False: False, "do_not_truncate": False}
 
 
 class TextFeatures(dict):
@@ -35,44 +44,56 @@ class TextFeatures(dict):
         self._token_states = token_states
 
     def __missing__(self, key):
-        if key not in ("token_embeddings", "attention_mask") or self._token_states is None:
+        if key != "token_embeddings" or self._token_states is None:
             raise KeyError(key)
-        states = self._token_states()
-        self["token_embeddings"] = states  # list of [T, D], one a text
+        states = self["token_embeddings"] = self._token_states()  # list of [T, D], one a text
         self["attention_mask"] = [torch.ones(len(x), dtype=torch.long) for x in states]
-        return self[key]
+        return states
 
 
-class LAMTransformer(InputModule):
+class LAMTransformer(InputModule, Pooling):
     """Texts in, pooled embeddings out.
+
+    It is a `Pooling` so that `SentenceTransformer.set_pooling_include_prompt` finds it.
 
     Args:
         model: a `LAMModel`.
         tokenizer: its fast tokenizer.
-        max_seq_length: tokens, special ones included, at which texts are truncated; None: never.
+        max_seq_length: tokens, special ones included, at which texts are truncated; None: never, and 1,000,000,000 then
+            stands in the attribute.
         pooling_mode: "mean", "max" or "lasttoken".
         token_budget: tokens that go through the model at once; None: 2,048 on a CPU, 65,536 elsewhere.
+        include_prompt: whether "mean" and "max" take in the tokens of the prompt (and the opening token before them).
     """
 
     config_file_name = CONFIG
-    config_keys = ["max_seq_length", "pooling_mode", "token_budget"]
+    config_keys = ["max_seq_length", "pooling_mode", "token_budget", "include_prompt"]
+    config_key_renames = {}
 
-    def __init__(self, model, tokenizer, max_seq_length=None, pooling_mode="mean", token_budget=None):
-        super().__init__()
+    def __init__(
+        self, model, tokenizer, max_seq_length=None, pooling_mode="mean", token_budget=None, include_prompt=True
+    ):
+        torch.nn.Module.__init__(self)
         if pooling_mode not in POOLING:
             raise ValueError(f"pooling_mode must be one of {', '.join(POOLING)}, got {pooling_mode!r}.")
         self.model, self.pooling_mode = model, pooling_mode
         self.tokenizer = tokenizer
         self.max_seq_length, self.token_budget = max_seq_length, token_budget
+        self.include_prompt = include_prompt
 
     def __setattr__(self, name, value):
         # SentenceTransformer sets these from outside: say at once what does not fit.
         if name == "tokenizer":
             self.text_tokenizer = TextTokenizer(value)
-        least = {"max_seq_length": 3, "token_budget": 1}.get(name)
-        if least is not None and value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}.")
+        if name == "max_seq_length":
+            value = UNLIMITED if value is None else checked_length(name, value)
+        if name == "token_budget" and value is not None:
+            checked_length(name, value, 1)
         super().__setattr__(name, value)
+
+    def get_config_dict(self):
+        unlimited = {"max_seq_length": None} if self.max_seq_length == UNLIMITED else {}
+        return super().get_config_dict() | unlimited
 
     def get_embedding_dimension(self) -> int:
         return self.model.config.hidden_size
@@ -85,102 +106,112 @@ class LAMTransformer(InputModule):
     @property
     def segment(self) -> int:
         """Tokens of a long text that are read at once."""
-        return min(self.budget, segment_size(self.model.device))
+        size = min(self.budget, segment_size(self.model.device))
+        return max(size - size % SEGMENT_STEP, SEGMENT_STEP)
 
-    def preprocess(self, inputs, prompt=None, **kwargs):
-        """Texts -> `input_ids` [1, N] and the bounds of the texts in that row, `cu_seq_lens_q` [texts + 1].
+    def preprocess(self, inputs, prompt=None, task=None, max_length=None, processing_kwargs=None, **kwargs):
+        """Texts -> `input_ids` and `attention_mask` [B, T], padded on the right, and `prompt_length` with a prompt.
 
-        Unless training, a long text stays text, under `streamed` (place in the batch -> text), with no tokens here.
+        Args:
+            inputs: strings.
+            prompt: put before each of them.
+            task: has no effect, all texts are read alike.
+            max_length: truncates in place of `max_seq_length`, in this call.
+            processing_kwargs: as for sentence-transformers' own module; {"text": {"max_length": 256}} and {"text":
+                {"truncation": False}} are all that LAM can do otherwise in one call.
 
-        Raises ValueError for whatever is not a string.
+        Raises ValueError for whatever is not a string and for options that LAM does not have.
         """
-        texts = [(prompt or "") + check_text(text) for text in inputs]
-        lazily = not self.training and self.text_tokenizer.can_cut
-        streamed = {i: text for i, text in enumerate(texts) if lazily and len(text) > 4 * self.budget}
-        ids = self.text_tokenizer.encode(["" if i in streamed else text for i, text in enumerate(texts)])
-        rows = [[] if i in streamed else self._truncated(row) for i, row in enumerate(ids)]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        row = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]) if rows else np.zeros(0, np.int64)
-        bounds = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-        features = {"input_ids": torch.from_numpy(row).unsqueeze(0), "cu_seq_lens_q": torch.from_numpy(bounds)}
-        return features | ({"streamed": streamed} if streamed else {})
+        # A TypeError would make SentenceTransformer call again without the prompt.
+        if unknown := sorted(name for name, value in kwargs.items() if value is not None):
+            raise ValueError(f"LAM's texts are not tokenised with {', '.join(unknown)}; leave it out.")
+        limit = self.max_seq_length if max_length is None else checked_length("max_length", max_length)
+        limit = limit_of_call(processing_kwargs, limit)
+        rows = self._tokenised([(prompt or "") + check_text(text) for text in inputs], limit)
+        features = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
+        if prompt:
+            (ids,) = self.text_tokenizer.encode([prompt])
+            features["prompt_length"] = len(ids) - len(self.text_tokenizer.closing)
+        return features
 
-    def _truncated(self, ids):
-        if self.max_seq_length is None or len(ids) <= self.max_seq_length:
-            return ids
-        closing = self.text_tokenizer.closing
-        return ids[: self.max_seq_length - len(closing)] + closing
+    def _tokenised(self, texts, limit):
+        """Ids of each text, truncated to `limit`; those of a long one are made piece by piece, and no more than needed.
+
+        The ids are the same either way, but the tokenizer needs about 100 bytes for each character at once.
+        """
+        tokenizer, most = self.text_tokenizer, max(PIECE, 4 * self.budget)
+        long = {i for i, text in enumerate(texts) if tokenizer.can_cut and len(text) > most}
+        rows: list = tokenizer.encode(["" if i in long else text for i, text in enumerate(texts)])
+        rows = [row if len(row) <= limit else row[: limit - len(tokenizer.closing)] + tokenizer.closing for row in rows]
+        for i in long:
+            pieces = tokenizer.segments(texts[i], 4096, None if limit == UNLIMITED else limit)
+            rows[i] = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in pieces])
+        return rows
 
     def forward(self, features, **kwargs):
-        """Adds `sentence_embedding` [texts, D], float32; `token_embeddings` (a list of [T, D]) come when asked for."""
-        bounds = features["cu_seq_lens_q"].tolist()
-        streamed = features.get("streamed", {})
-        parts, first = [], 0
-        while first < len(bounds) - 1:
-            if first in streamed:
-                parts.append(self._pool(self._text_states(streamed[first])).unsqueeze(0))
-                first += 1
-                continue
-            last = first + 1
-            while last < len(bounds) - 1 and last not in streamed and bounds[last + 1] - bounds[first] <= self.budget:
-                last += 1
-            parts.append(self._pooled_row(features["input_ids"], bounds[first : last + 1]))
-            first = last
-        empty = features["input_ids"].new_zeros(0, self.get_embedding_dimension(), dtype=torch.float32)
-        embeddings = torch.cat(parts) if parts else empty
-        return TextFeatures(features | {"sentence_embedding": embeddings}, lambda: self._token_states(features))
+        """Adds `sentence_embedding` [B, D], float32; `token_embeddings` (a list of [T, D]) come when asked for.
 
-    def _pooled_row(self, ids, bounds):
-        """One packed row -> [texts, D]."""
+        Takes what `preprocess` gives, with the padding anywhere, and packed rows (`cu_seq_lens_q`).
+        """
+        row, lengths = packed(features)
+        skip = 0 if self.include_prompt else first_number(features.get("prompt_length", 0))
+        bounds = [0, *itertools.accumulate(lengths)]
+        parts, first = [], 0
+        while first < len(lengths):
+            last = first + 1
+            while last < len(lengths) and bounds[last + 1] - bounds[first] <= self.budget:
+                last += 1
+            parts.append(self._pooled_row(row, bounds[first : last + 1], skip))
+            first = last
+        empty = row.new_zeros(0, self.get_embedding_dimension(), dtype=torch.float32)
+        embeddings = torch.cat(parts) if parts else empty
+        return TextFeatures(dict(features) | {"sentence_embedding": embeddings}, lambda: self._token_states(features))
+
+    def _pooled_row(self, ids, bounds, skip):
+        """The texts of ids [N] between the bounds -> [texts, D], the first `skip` tokens of each left out."""
         start, end, device = bounds[0], bounds[-1], self.model.device
         if len(bounds) == 2 and end - start > self.budget and not torch.is_grad_enabled():
-            return self._pool(self._id_states(ids[0, start:end])).unsqueeze(0)
-        states = self._row_states(ids[:, start:end], bounds).float()
-        lengths = torch.tensor(bounds, device=device).diff()
+            return self._pool(self._id_states(ids[start:end]), min(skip, end - start - 1)).unsqueeze(0)
+        ends = torch.tensor(bounds, device=device) - start
+        states = self._row_states(ids[start:end], ends).float()
+        lengths = ends.diff()
         if self.pooling_mode == "lasttoken":
-            return states[torch.tensor(bounds[1:], device=device) - start - 1]
+            return states[ends[1:] - 1]
         text = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=end - start)
+        if skip:
+            # Of a text that is all prompt the closing token remains.
+            skipped = (lengths - 1).clamp(max=skip)
+            kept = torch.arange(end - start, device=device) >= (ends[:-1] + skipped)[text]
+            states, text, lengths = states[kept], text[kept], lengths - skipped
         pooled = states.new_zeros(len(lengths), states.shape[1])
         if self.pooling_mode == "mean":
             return pooled.index_add(0, text, states) / lengths.unsqueeze(1)
         return pooled.scatter_reduce(0, text.unsqueeze(1).expand_as(states), states, "amax", include_self=False)
 
     def _row_states(self, ids, bounds):
-        bounds = torch.tensor(bounds, device=self.model.device) - bounds[0]
-        return self.model(input_ids=ids.to(self.model.device), cu_seq_lens_q=bounds).last_hidden_state[0]
+        """Token states [N, D] of packed texts; ids [N], bounds [texts + 1] from 0."""
+        ids = ids.to(self.model.device, torch.long).unsqueeze(0)
+        return self.model(input_ids=ids, cu_seq_lens_q=bounds).last_hidden_state[0]
 
     def _id_states(self, ids):
-        """Token states [T, D] of a tokenised text, one segment after the other."""
+        """Token states [T, D] of one text, ids [N], one segment after the other. Long texts are cut here only."""
         segments = (piece.tolist() for piece in ids.split(self.segment))
-        return (states for states, _ in stream(self.model, segments))
-
-    def _text_states(self, text):
-        """Token states [T, D] of a text that is tokenised on the way, one segment after the other."""
-        segments = ahead(self.text_tokenizer.segments(text, self.segment, self.max_seq_length))
-        with tqdm(total=len(text), unit="char", unit_scale=True, leave=False, disable=not _progress_shown()) as bar:
-
-            def watched():
-                for ids, done in segments:
-                    yield ids
-                    bar.update(done - bar.n)
-
-            for states, _ in stream(self.model, watched()):
+        hidden = len(ids) <= self.segment or not _progress_shown()
+        with tqdm(total=len(ids), unit="token", unit_scale=True, leave=False, disable=hidden) as bar:
+            for states, _ in stream(self.model, segments):
                 yield states
+                bar.update(len(states))
 
-    def _pool(self, states):
-        pool = RunningPool(self.pooling_mode)
+    def _pool(self, states, skip):
+        pool = RunningPool(str(self.pooling_mode))
         for piece in states:
-            pool.add(piece)
+            pool.add(piece[skip:])
+            skip = max(skip - len(piece), 0)
         return pool.result()
 
     def _token_states(self, features):
-        bounds, streamed = features["cu_seq_lens_q"].tolist(), features.get("streamed", {})
-        states = []
-        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
-            ids = features["input_ids"][0, start:end]
-            pieces = self._text_states(streamed[i]) if i in streamed else self._id_states(ids)
-            states.append(torch.cat(list(pieces)))
-        return states
+        row, lengths = packed(features)
+        return [torch.cat(list(self._id_states(ids))) for ids in row.split(lengths)]
 
     def save(self, output_path, *args, safe_serialization=True, **kwargs):
         """Write model, tokenizer, settings and the code that a stranger needs."""
@@ -220,6 +251,99 @@ class LAMTransformer(InputModule):
         length = processor_kwargs.pop("model_max_length", None)
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **(where | processor_kwargs))
         return cls(model, tokenizer, **(settings | ({"max_seq_length": length} if length else {})))
+
+
+def checked_length(name, value, least=3):
+    """Return a number of tokens. Raises ValueError, naming it, unless it is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}.")
+    return value
+
+
+def limit_of_call(processing_kwargs, limit):
+    """Tokens at which a call truncates, `limit` without the options of the call.
+
+    Raises ValueError for options other than max_length and truncation.
+    """
+    groups = {name: options for name, options in (processing_kwargs or {}).items() if options}
+    options = groups.pop("text", {}) | groups.pop("common", {})
+    most, truncation = options.pop("max_length", None), options.pop("truncation", None)
+    padding, tensors = options.pop("padding", True), options.pop("return_tensors", "pt")
+    unknown = sorted([*groups, *options])
+    unknown += [] if padding in (True, "longest") else [f"padding={padding!r}"]
+    unknown += [] if tensors == "pt" else [f"return_tensors={tensors!r}"]
+    unknown += [] if truncation is None or truncation in _TRUNCATES else [f"truncation={truncation!r}"]
+    if unknown:
+        raise ValueError(
+            f"LAM does not have these processing_kwargs: {', '.join(unknown)}; it has max_length and truncation (True "
+            "or False), under 'text'."
+        )
+    if truncation is not None and not _TRUNCATES[truncation]:
+        return UNLIMITED
+    return limit if most is None else checked_length("max_length", most)
+
+
+def padded(rows, pad):
+    """Rows of ids -> `input_ids` and `attention_mask` [B, T], padded on the right.
+
+    One long text makes all the padding of a batch: 32 rows, one of them of a million tokens, have 32 million places. A
+    batch of more than `WIDE` of them has int32 ids and a mask of bool, 5 bytes for each place instead of 16, and in
+    main memory those that hold 0 take nothing (`untouched_zeros`).
+    """
+    shape = (len(rows), max(map(len, rows), default=0))
+    wide = shape[0] * shape[1] > WIDE
+    ids, mask = (untouched_zeros(shape, x) if wide else np.zeros(shape, np.int64) for x in (np.int32, np.bool_))
+    if pad:
+        ids[:] = pad
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def untouched_zeros(shape, dtype):
+    """Zeros as of numpy, that take memory only where something is written to them later, in pages of 4 KB."""
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    # Huge pages, which many systems would give, hold 2 MB: the beginnings of the rows would touch nearly all of them.
+    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def packed(features):
+    """The real ids [N] of a batch, one text after the other, and the number of them in each text.
+
+    Raises ValueError for a mask of another shape and for texts without a token.
+    """
+    ids, mask, bounds = (features.get(name) for name in ("input_ids", "attention_mask", "cu_seq_lens_q"))
+    if ids is None:  # an empty batch
+        return torch.zeros(0, dtype=torch.long), []
+    if bounds is not None:
+        row, lengths = ids.flatten(), bounds.diff().tolist()
+    elif mask is None:
+        row, lengths = ids.flatten(), [ids.shape[1]] * len(ids)
+    elif mask.shape != ids.shape:
+        raise ValueError(f"attention_mask must be {list(ids.shape)} as input_ids, got {list(mask.shape)}.")
+    elif mask.numel() <= WIDE:
+        real = mask.bool()
+        lengths = real.sum(1).tolist()
+        row = ids.flatten() if sum(lengths) == ids.numel() else ids[real]
+    else:
+        # Row by row, so that the padding is never in memory.
+        rows = [ids[i][mask[i].bool()] for i in range(len(ids))]
+        row, lengths = torch.cat(rows), [len(x) for x in rows]
+    if sum(lengths) != len(row) or (lengths and min(lengths) < 1):
+        raise ValueError(
+            f"The texts of this batch have {lengths} tokens, {len(row)} ids came; each needs one at least."
+        )
+    return row, lengths
+
+
+def first_number(value):
+    """The prompt's length: a number, or a tensor with the same number for each text, as some data loaders make it."""
+    return int(value.flatten()[0]) if torch.is_tensor(value) else int(value)
 
 
 def _progress_shown() -> bool:

@@ -133,6 +133,19 @@ def tiny_bert(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """Forgets accelerate's settings of this process, before and after the test and whenever it is called."""
+    from accelerate.state import AcceleratorState
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    forget()
+    yield forget
+    forget()
+
+
 @pytest.fixture(scope="session")
 def trained_model():
     """Folder of the trained model (LAM_MODEL or LAM-base-v1) as a string."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lam_transformers
 from lam_transformers import LAMModel, LAMState
+from lam_transformers.heads_lam import AUTO_MAP
 
 from .helpers import assert_close_rms, hidden, make_mask, random_ids, read_in_pieces, relative_rms
 
@@ -30,7 +31,7 @@ def test_a_saved_folder_holds_the_code_that_reads_it(tiny_folder):
     source = Path(lam_transformers.__file__).parent
     assert {path.name for path in source.glob("*_lam.py")} - {"streaming_lam.py"} <= files  # which encode needs
     auto_map = json.loads((tiny_folder / "config.json").read_text())["auto_map"]
-    assert auto_map == {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"}
+    assert auto_map == AUTO_MAP
 
 
 def test_loading_leaves_no_uninitialised_parameter(tiny_folder):

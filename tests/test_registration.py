@@ -15,6 +15,9 @@ config = AutoConfig.for_model("lam", hidden_size=16, num_hidden_layers=1, num_at
 assert type(config).__module__ == "lam_transformers.configuration_lam", type(config)
 model = AutoModel.from_config(config)
 assert type(model).__module__ == "lam_transformers.modeling_lam", type(model)
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+for auto in (AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification):
+    assert type(auto.from_config(config)).__module__ == "lam_transformers.heads_lam", auto
 config = AutoConfig.for_model(
     "lam_published", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9
 )

@@ -15,12 +15,13 @@ from transformers import AutoTokenizer
 
 from ..checks_lam import weights_checksum
 from ..configuration_lam import LAMConfig
+from ..heads_lam import AUTO_MAP
 from ..modeling_lam import LAMModel
 from .tokenizer import BERT_SPECIAL, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
-    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "memory_lam.py", "modeling_lam.py",
+    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "heads_lam.py", "memory_lam.py", "modeling_lam.py",
     "packing_lam.py", "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
 )  # fmt: skip
 
@@ -45,9 +46,11 @@ _OWN_MODULES: dict[str, Any] = {
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers_module.LAMTransformer"},
         {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
     ],
-    "sentence_lam_config.json": {"max_seq_length": None, "pooling_mode": "mean", "token_budget": None},
+    "sentence_lam_config.json": {
+        "max_seq_length": None, "pooling_mode": "mean", "token_budget": None, "include_prompt": True,
+    },
     "1_Normalize/config.json": {},
-}
+}  # fmt: skip
 _STOCK_MODULES: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -123,7 +126,7 @@ def export_model(
     save_tokenizer(source, folder)
     config = {
         "architectures": ["LAMModel"],
-        "auto_map": {"AutoConfig": "configuration_lam.LAMConfig", "AutoModel": "modeling_lam.LAMModel"},
+        "auto_map": AUTO_MAP,
         "model_type": model.config.model_type,
         "dtype": "float32",
         **{name: getattr(model.config, name) for name in LAMConfig.__annotations__},

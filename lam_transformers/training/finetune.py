@@ -188,7 +188,7 @@ class _Trainer(SentenceTransformerTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         run, step = self.run, self.state.global_step
-        run.progress.tokens += sum(x.numel() for name, x in inputs.items() if name.endswith("input_ids"))
+        run.progress.tokens += sum(int(x.sum()) for name, x in inputs.items() if name.endswith("attention_mask"))
         what = inputs.get("dataset_name", "")
         loss = super().training_step(model, inputs, num_items_in_batch)
         check_finite(float(loss), step, f"batch of {what}", run.folder)
