@@ -1,4 +1,4 @@
-"""Where a model is, by its name, and how it is loaded: code that comes with a model runs only when that is asked for."""
+"""Where a model is, by its name, and how it is loaded. Code that comes with a model runs only when asked for."""
 
 import functools
 import hashlib

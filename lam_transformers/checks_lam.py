@@ -99,12 +99,15 @@ def check_is_lam(name_or_path: str | os.PathLike, subfolder: str = "", **where) 
     where: `cache_dir`, `revision`, `token`, `local_files_only` of a Hub repository, as transformers takes them.
     """
     folder = os.path.join(name_or_path, subfolder or "")
-    if os.path.isdir(folder):
-        check_folder(folder)
-        path = os.path.join(folder, "config.json")
+    here = os.path.isdir(folder)
+    if here:
+        path: str | None = os.path.join(folder, "config.json")
     else:
         path = cached_file(name_or_path, "config.json", subfolder=subfolder or "", **where)
+    assert path is not None  # cached_file raises where there is none
     _check_type(path, read_json(path))
+    if here:
+        check_folder(folder)
 
 
 def _check_type(path, settings: dict) -> None:
@@ -117,11 +120,22 @@ def _check_type(path, settings: dict) -> None:
 
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Raise OSError, naming the file, if a JSON file of a model folder is damaged or no regular file."""
+    """Refuse a model folder, whichever model's, whose JSON files are damaged, or that calls a LAM by another name.
+
+    Raises:
+        OSError: for a file that is damaged, or a pipe.
+        ValueError: for a LAM's weights beside the config.json of another model, which would take none of them.
+    """
+    settings = {}
     for name, kind in JSON_FILES.items():
         path = os.path.join(folder, name)
         if os.path.lexists(path):
-            read_json(path, kind)
+            settings[name] = read_json(path, kind)
+    weights = os.path.join(folder, "model.safetensors")
+    found = settings.get("config.json", {}).get("model_type")
+    other = found not in (None, LAMConfig.model_type) and os.path.lexists(weights)
+    if other and any(name.endswith("layers.0.memory.decay_bias") for name in _read_header(weights)[0]):
+        raise ValueError(f"{weights} is a LAM's, its config.json says {str(found)[:40]!r}; one of them is wrong.")
 
 
 def check_regular(path: str | os.PathLike) -> None:
@@ -158,19 +172,13 @@ def check_weights(folder: str | os.PathLike) -> None:
         OSError: for files that are cut short, malformed, of other numbers than floats, or differ from their checksum.
         ValueError: for another model's config.json, or one that does not fit the weights.
     """
-    tensors = {}
+    tensors: dict[str, tuple[str, list[int]]] = {}
     for name in sorted(os.listdir(folder)):
         if not name.startswith("model") or not name.endswith(".safetensors"):
             continue
         path = os.path.join(folder, name)
-        check_regular(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                expected = (file.metadata() or {}).get("sha256")
-                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-                tensors |= {key: (x.get_dtype(), x.get_shape()) for key, x in slices.items()}
-        except (SafetensorError, OSError) as error:
-            raise OSError(f"{path} is damaged ({error}); get the file again.") from error
+        found, expected = _read_header(path)
+        tensors |= found
         if expected is not None and weights_checksum(path) != expected:
             raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")
     path = os.path.join(folder, "config.json")
@@ -181,6 +189,18 @@ def check_weights(folder: str | os.PathLike) -> None:
     config = LAMConfig.from_dict(dict(settings))
     if "quantization_config" not in settings:
         check_tensors(config, {key.removeprefix("lam."): x for key, x in tensors.items()}, folder)
+
+
+def _read_header(path) -> tuple[dict[str, tuple[str, list[int]]], str | None]:
+    """Name -> (type, shape) of the tensors of a safetensors file, and the checksum in its metadata."""
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {key: (x.get_dtype(), x.get_shape()) for key, x in slices.items()}
+            return tensors, (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path} is damaged ({error}); get the file again.") from error
 
 
 def check_tensors(config, tensors: dict[str, tuple[str, list[int]]], where) -> None:

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import lam_transformers
 from lam_transformers import LAMConfig, LAMEncoder, LAMModel, LAMTransformer
+from lam_transformers.base import load_sentence_transformer
 from lam_transformers.checks_lam import JSON_FILES, check_is_lam, tensor_shapes
 from lam_transformers.conversion.inspect import inspect
+from lam_transformers.evaluation.models import load_encoder
 
 from .bulk_helpers import save_for_encoding
 
@@ -57,6 +59,12 @@ def test_a_folder_of_another_model_is_refused(load, tiny_bert, folder):
     assert "model of type 'None'" in error_of(load, str(folder))
 
 
+def test_a_lam_that_calls_itself_something_else_is_refused_by_whoever_loads_it(folder):
+    change_config(folder, model_type="bert")
+    assert "is a LAM's, its config.json says 'bert'" in error_of(load_sentence_transformer, folder)
+    assert "is a LAM's, its config.json says 'bert'" in error_of(load_encoder, folder)
+
+
 def test_a_converted_checkpoint_is_not_a_lam_either(folder):
     change_config(folder, model_type="lam_published")
     assert "'lam_published'" in error_of(LAMEncoder, folder)
@@ -75,6 +83,7 @@ resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 from lam_transformers import LAMModel
 from lam_transformers.conversion.inspect import inspect
+from lam_transformers.evaluation.models import load_encoder
 try:
     LAMModel.from_pretrained(sys.argv[1])
 except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..checks_lam import read_json, weights_checksum
+from ..terminal import one_line, printable
 from .convert import find_weights
 from .dedup import account_report, take_account
 from .published import check_complete, config_of, has_memory, is_bert, place_of
@@ -151,7 +152,7 @@ def format_inspection(found: dict[str, Any]) -> str:
     """The result of `inspect` as lines of text."""
     lines = []
     for file in found["files"]:
-        notes = "".join(f"  {name} {value}" for name, value in file["notes"].items())
+        notes = "".join(f"  {printable(name)} {printable(value)[:200]}" for name, value in file["notes"].items())
         lines.append(f"{file['file']}  {file['bytes']:,} bytes  {file['format']}{notes}")
     lines.append(found["what"])
     dtypes = ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items())
@@ -160,12 +161,14 @@ def format_inspection(found: dict[str, Any]) -> str:
         f"{found['entries']:,} entries: {dtypes}"
     )
     lines += [
-        f"  {row['entries']:>12,}  {row['bytes']:>13,} bytes  {name} ({row['tensors']} tensors)"
+        f"  {row['entries']:>12,}  {row['bytes']:>13,} bytes  {printable(name)} ({row['tensors']} tensors)"
         for name, row in found["components"].items()
     ]
     if pairs := found["duplicates"]:
         entries = sum(pair["entries"] for pair in pairs)
         lines.append(f"{len(pairs)} duplicates, {entries:,} entries")
-        lines += [f"  {x['entries']:>12,}  {x['dropped']} = {x['kept']} ({x['how']})" for x in pairs]
-    lines.append("loads: yes" if found["loads"] else f"loads: no. {found['reason']}")
+        lines += [
+            f"  {x['entries']:>12,}  {printable(x['dropped'])} = {printable(x['kept'])} ({x['how']})" for x in pairs
+        ]
+    lines.append("loads: yes" if found["loads"] else f"loads: no. {one_line(found['reason'])}")
     return "\n".join(lines)

@@ -88,7 +88,8 @@ def _load(path: str, device: str | None, kwargs: dict[str, Any]):
             folder = str(entry.get("path", ""))
             if os.path.isabs(folder) or ".." in folder.replace("\\", "/").split("/"):
                 raise ValueError(f"modules.json of {path} names the folder {folder!r}, which lies outside.")
-            modules.append(import_from_string(kind).load(path, subfolder=folder, **where))
+            module: Any = import_from_string(kind)
+            modules.append(module.load(path, subfolder=folder, **where))
     else:
         modules.append(Normalize())
     return SentenceTransformer(
