@@ -23,12 +23,12 @@ app.add_typer(evaluate, name="evaluate")
 for command in (encode, report, compare):
     app.command()(command)
 # Names of files and words from files are shown as they are: nothing in them is markup, a link or an emoji.
-console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+console = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def say(line: object, before: str = "", style: str = "") -> None:
     """One line to the terminal's error stream, after a coloured word."""
-    console.print(Text.assemble((before, style), one_line(line)))
+    console.print(Text.assemble((before, style), one_line(line)), soft_wrap=True)
 
 
 def echo(text: str) -> None:

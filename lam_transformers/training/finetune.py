@@ -42,6 +42,7 @@ from .loop import (
     learning_rate_factor,
     learning_rates,
     parameter_groups,
+    process_state,
     refuse_changes,
     replace_folder,
 )
@@ -389,7 +390,9 @@ class Finetuner:
             multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL, dataloader_pin_memory=False,
         )  # fmt: skip
         last = config.steps if stop_after is None else min(config.steps, self.progress.step + stop_after)
-        log = RunLog(self.folder, self.tensorboard, self.progress.step)
+        # The log is one file: of several processes only the first puts it right.
+        stands = self.progress.step if process_state().is_main_process else None
+        log = RunLog(self.folder, self.tensorboard, stands)
         watcher = _Watcher(self, log, evaluate_every, checkpoint_every, on_step, last)
         trainer = _Trainer(
             model=self.encoder, args=arguments, train_dataset=self.data, optimizers=(optimizer, schedule),

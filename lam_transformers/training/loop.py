@@ -173,20 +173,21 @@ class RunLog:
     What an interrupted run logged after its last checkpoint is taken out again: those updates are made once more.
 
     Args:
-        step: where the run stands, the step of its last checkpoint or 0.
+        step: where the run stands, the step of its last checkpoint or 0; None leaves the log as it is.
 
     Raises ValueError if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False, step: int = 0):
+    def __init__(self, folder: Path, tensorboard: bool = False, step: int | None = 0):
         self.path, self.writer = folder / "log.jsonl", None
-        self._forget_after(step)
+        if step is not None:
+            self._forget_after(step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ValueError(f"TensorBoard is not installed ({error}): pip install tensorboard.") from error
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None if step is None else step + 1)
 
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():
