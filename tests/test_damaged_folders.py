@@ -1,5 +1,6 @@
 """Folders of another model, damaged files, weights that do not fit: one clear line, and nothing is built before."""
 
+import ast
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import lam_transformers
 from lam_transformers import LAMConfig, LAMEncoder, LAMModel, LAMTransformer
 from lam_transformers.base import load_sentence_transformer
 from lam_transformers.checks_lam import JSON_FILES, check_is_lam, tensor_shapes
+from lam_transformers.conversion.export import export_model
 from lam_transformers.conversion.inspect import inspect
 from lam_transformers.evaluation.models import load_encoder
 
@@ -82,6 +84,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 from lam_transformers import LAMModel
+from lam_transformers.conversion.export import export_model
 from lam_transformers.conversion.inspect import inspect
 from lam_transformers.evaluation.models import load_encoder
 try:
@@ -194,3 +197,45 @@ def test_a_folder_in_a_folder(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "outer" / "inner")
     module = LAMTransformer.load(str(tmp_path / "outer"), subfolder="inner")
     assert module.model.config.model_type == "lam"
+
+
+def test_weights_with_nan_are_not_exported(folder, tmp_path):
+    change_weights(folder, lambda name, x: x * float("nan") if name == "layers.1.memory_norm.bias" else x)
+    message = error_of(export_model, folder, tmp_path / "out")
+    assert "layers.1.memory_norm.bias" in message and "NaN or Inf" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_is_what_modules_json_says_and_nothing_from_elsewhere(folder):
+    text = "the dog plays the guitar"
+    assert LAMEncoder(folder).encode(text) == pytest.approx(LAMEncoder(folder).model.encode(text))
+    modules = json.loads((folder / "modules.json").read_text())
+
+    def with_modules(*content):
+        (folder / "modules.json").write_text(json.dumps(content))
+        return folder
+
+    norm = float(torch.tensor(LAMEncoder(with_modules(modules[0])).encode(text)).norm())
+    assert abs(norm - 1) > 1e-3
+    assert "no part of sentence-transformers" in error_of(
+        LAMEncoder, with_modules(modules[0], modules[1] | {"type": "os.path"})
+    )
+    for place in ("../elsewhere", "/etc", "a/../../b"):
+        assert "lies outside" in error_of(LAMEncoder, with_modules(modules[0], modules[1] | {"path": place}))
+
+
+def test_the_package_never_runs_code_that_comes_with_a_model_unless_told():
+    """Every auto class is told so: left alone, transformers asks on the terminal."""
+    calls = 0
+    for file in Path(lam_transformers.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            flag = given.get("trust_remote_code")
+            assert not (isinstance(flag, ast.Constant) and flag.value is not False), (file, node.lineno)
+            name = ast.unparse(node.func)
+            if name.startswith("Auto") and name.endswith((".from_pretrained", ".from_config")):
+                calls += 1
+                assert flag is not None or None in given, (file, node.lineno)
+    assert calls > 9

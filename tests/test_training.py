@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 import random
 import shutil
 
@@ -49,6 +50,14 @@ def test_broken_lines_are_skipped_and_reported(tmp_path, caplog):
         assert [record["text"] for record in read_records(path)] == ["one", "two"]
     assert "texts.jsonl" in caplog.text
     assert "3 lines" in caplog.text
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(OSError, match="no regular file but a pipe"):
+        list(read_records(tmp_path / "a.jsonl"))
+    write_lines(tmp_path / "b.txt", ["text"])
+    assert find_files([tmp_path]) == [tmp_path / "b.txt"]
 
 
 def test_whole_files_are_read_without_a_warning(tmp_path, caplog):

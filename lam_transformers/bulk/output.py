@@ -363,7 +363,7 @@ def _malformed(kept: dict[str, Any]) -> str:
     for part, content, wanted in parts:
         for name, kind in wanted.items():
             found: Any = content.get(name) if isinstance(content, dict) else None
-            if type(found) is not kind or (kind is int and found < 0):
+            if type(found) is not kind or (isinstance(found, int) and found < 0):
                 return f"'{name}' of {part} is missing or no {kind.__name__}"
     for i, shard in enumerate(kept["shards"]):
         hashes = shard.get("sha256", {})

@@ -62,8 +62,8 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
         raise ValueError(f"boundaries must be a positive number of tokens, got {boundaries!r}.")
     if isinstance(boundaries, numbers.Integral):
         return _by_tokens(parts, text, int(boundaries))
-    own = not isinstance(boundaries, str) and isinstance(boundaries, Iterable)
-    if own:
+    own = not isinstance(boundaries, str)
+    if not isinstance(boundaries, str) and isinstance(boundaries, Iterable):
         spans = _check_spans(boundaries, len(text))
     elif boundaries == "sentence":
         spans = _split(text, _SENTENCE_END)
