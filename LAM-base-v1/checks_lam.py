@@ -1,14 +1,31 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""What LAM refuses, and what it says then: inputs that do not fit together, damaged weights."""
+"""What LAM refuses, and what it says then: inputs that do not fit together, damaged folders, other models' weights."""
 
 import hashlib
 import json
 import os
+import re
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
 
+from .configuration_lam import LAMConfig
 from .delta_rule_lam import check_cu_seqlens
+
+# JSON files of a model folder, and what each of them holds.
+JSON_FILES = {
+    "config.json": dict,
+    "config_sentence_transformers.json": dict,
+    "modules.json": list,
+    "sentence_bert_config.json": dict,
+    "sentence_lam_config.json": dict,
+    "special_tokens_map.json": dict,
+    "tokenizer.json": dict,
+    "tokenizer_config.json": dict,
+}
+LARGEST_JSON = 1 << 28
+FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def is_traced(x: torch.Tensor) -> bool:
@@ -25,6 +42,9 @@ def is_traced(x: torch.Tensor) -> bool:
 def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+    _check_tensors(
+        input_ids=input_ids, inputs_embeds=inputs_embeds, token_type_ids=token_type_ids, position_ids=position_ids
+    )
     given, size = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
     if given.ndim != size or 0 in given.shape[:2]:
         kind = "input_ids must be [B, T]" if size == 2 else "inputs_embeds must be [B, T, D]"
@@ -50,8 +70,20 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     return given
 
 
+def _check_tensors(**given):
+    """Raise ValueError, naming it, for an argument that is no tensor, or for ids that are no integers."""
+    for name, x in given.items():
+        if x is None:
+            continue
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(x).__name__}; use torch.tensor(...).")
+        if name.endswith("_ids") and x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must hold integers (torch.long), got {x.dtype}.")
+
+
 def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
     """The mask as bool [B, T], or None where every token is real; whatever it holds where nobody can look."""
+    _check_tensors(attention_mask=attention_mask, cu_seq_lens_q=cu_seq_lens_q)
     if cu_seq_lens_q is not None:
         check_cu_seqlens("cu_seq_lens_q", cu_seq_lens_q, *given.shape[:2])
         if attention_mask is not None and not bool((attention_mask == 1).all()):
@@ -74,22 +106,176 @@ def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
     return real
 
 
-def check_weights(folder: str | os.PathLike) -> None:
-    """Raise OSError if a safetensors file of `folder` is cut short, malformed, or differs from its own checksum.
+def check_is_lam(name_or_path: str | os.PathLike, subfolder: str = "", **where) -> None:
+    """Raise ValueError unless a folder or Hub repository says that it is a LAM; OSError for damaged files of a folder.
 
-    The checksum (SHA-256 of the tensor bytes, under "sha256" in the file's metadata) is optional: LAM-base-v1 has it.
+    where: `cache_dir`, `revision`, `token`, `local_files_only` of a Hub repository, as transformers takes them.
     """
+    folder = os.path.join(name_or_path, subfolder or "")
+    here = os.path.isdir(folder)
+    if here:
+        path: str | None = os.path.join(folder, "config.json")
+    else:
+        path = cached_file(name_or_path, "config.json", subfolder=subfolder or "", **where)
+    assert path is not None  # cached_file raises where there is none
+    _check_type(path, read_json(path))
+    if here:
+        check_folder(folder)
+
+
+def _check_type(path, settings: dict) -> None:
+    found = settings.get("model_type")
+    if found != LAMConfig.model_type:
+        raise ValueError(
+            f"{path} is of a model of type {str(found)[:40]!r}, not of a LAM (type {LAMConfig.model_type!r}); load it "
+            "with SentenceTransformer or AutoModel, or name a LAM folder."
+        )
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Refuse a model folder, whichever model's, whose JSON files are damaged, or that calls a LAM by another name.
+
+    Raises:
+        OSError: for a file that is damaged, or a pipe.
+        ValueError: for a LAM's weights beside the config.json of another model, which would take none of them.
+    """
+    settings = {}
+    for name, kind in JSON_FILES.items():
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            settings[name] = read_json(path, kind)
+    weights = os.path.join(folder, "model.safetensors")
+    found = settings.get("config.json", {}).get("model_type")
+    other = found not in (None, LAMConfig.model_type) and os.path.lexists(weights)
+    if other and any(name.endswith("layers.0.memory.decay_bias") for name in _read_header(weights)[0]):
+        raise ValueError(f"{weights} is a LAM's, its config.json says {str(found)[:40]!r}; one of them is wrong.")
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise OSError unless `path` is a regular file: a pipe would be waited for without end."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} does not exist.")
+    if not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device"
+        raise OSError(f"{path} is no regular file but {what}; give a file.")
+
+
+def read_json(path: str | os.PathLike, kind: type = dict):
+    """The dictionary (or list) in a JSON file. Raises OSError, in one line, if there is no such thing."""
+    check_regular(path)
+    if (size := os.path.getsize(path)) > LARGEST_JSON:
+        raise OSError(f"{path} has {size:,} bytes, more than any such file; get the file again.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path} is damaged ({error}); get the file again.") from error
+    if not isinstance(content, kind):
+        raise OSError(f"{path} is damaged: it holds a {type(content).__name__}, not a {kind.__name__}.")
+    return content
+
+
+def check_weights(folder: str | os.PathLike) -> None:
+    """Refuse a folder whose weights are damaged or are not those that its config.json describes.
+
+    Nothing is built before: neither a damaged number of layers nor a wrong shape costs more than reading headers. The
+    checksum (SHA-256 of the tensor bytes, under "sha256" in a file's metadata) is optional: LAM-base-v1 has it.
+
+    Raises:
+        OSError: for files that are cut short, malformed, of other numbers than floats, or differ from their checksum.
+        ValueError: for another model's config.json, or one that does not fit the weights.
+    """
+    tensors: dict[str, tuple[str, list[int]]] = {}
     for name in sorted(os.listdir(folder)):
         if not name.startswith("model") or not name.endswith(".safetensors"):
             continue
         path = os.path.join(folder, name)
-        try:
-            with safe_open(path, framework="pt") as file:
-                expected = (file.metadata() or {}).get("sha256")
-        except (SafetensorError, OSError) as error:
-            raise OSError(f"{path} is damaged ({error}); get the file again.") from error
+        found, expected = _read_header(path)
+        tensors |= found
         if expected is not None and weights_checksum(path) != expected:
             raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")
+    path = os.path.join(folder, "config.json")
+    if not os.path.lexists(path):  # transformers says so, unless a configuration was handed in
+        return
+    settings = read_json(path)
+    _check_type(path, settings)
+    config = LAMConfig.from_dict(dict(settings))
+    if "quantization_config" not in settings:
+        check_tensors(config, {key.removeprefix("lam."): x for key, x in tensors.items()}, folder)
+
+
+def _read_header(path) -> tuple[dict[str, tuple[str, list[int]]], str | None]:
+    """Name -> (type, shape) of the tensors of a safetensors file, and the checksum in its metadata."""
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {key: (x.get_dtype(), x.get_shape()) for key, x in slices.items()}
+            return tensors, (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path} is damaged ({error}); get the file again.") from error
+
+
+def check_tensors(config, tensors: dict[str, tuple[str, list[int]]], where) -> None:
+    """Raise ValueError unless the tensors of a LAM, name -> (safetensors' type, shape), fit its configuration.
+
+    Missing and unknown names are left to those who load them.
+    """
+    layers = [int(found[1]) for key in tensors if (found := re.match(r"layers\.(\d{1,9})\.", key))]
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        raise ValueError(
+            f"config.json of {where} says num_hidden_layers is {config.num_hidden_layers}, the weights have "
+            f"{max(layers) + 1}; the two do not belong together."
+        )
+    if not layers:  # nothing that could be built from
+        return
+    expected = tensor_shapes(config)
+    for key, (kind, shape) in tensors.items():
+        if key not in expected:
+            continue
+        if list(shape) != expected[key]:
+            raise ValueError(
+                f"{key} of {where} has shape {list(shape)}, its config.json implies {expected[key]}; the two do not "
+                "belong together."
+            )
+        if kind not in FLOATS:
+            raise OSError(f"{key} of {where} holds numbers of type {kind}, a LAM's are floats ({', '.join(FLOATS)}).")
+
+
+def tensor_shapes(config) -> dict[str, list[int]]:
+    """Name -> shape of every tensor of a `LAMModel`, without building one."""
+    size, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
+    width, flux, rank = config.head_size, config.flux_hidden_size, config.output_gate_rank
+    rows = 3 * size + 5 * heads + (size if rank is None else rank)
+    layer = {
+        "memory.in_proj.weight": [rows, size],
+        "memory.conv1d.weight": [3 * size, 1, config.conv_kernel],
+        "memory.conv1d.bias": [3 * size],
+        "memory.decay_bias": [2, heads],
+        "memory.flux.bilinear": [heads, width, width],
+        "memory.flux.temperature": [heads],
+        "memory.flux.in_proj.weight": [flux, 2 * width + 1],
+        "memory.flux.in_proj.bias": [flux],
+        "memory.flux.out_proj.weight": [1, flux],
+        "memory.flux.out_proj.bias": [1],
+        "memory.norm_weight": [width],
+        "memory.out_proj.weight": [size, size],
+        "memory.out_proj.bias": [size],
+        "feed_forward.in_proj.weight": [inner, size],
+        "feed_forward.in_proj.bias": [inner],
+        "feed_forward.out_proj.weight": [size, inner],
+        "feed_forward.out_proj.bias": [size],
+    }
+    if rank:
+        layer["memory.gate_proj.weight"] = [size, rank]
+    for norm in ("memory_norm", "feed_forward_norm"):
+        layer |= {f"{norm}.weight": [size], f"{norm}.bias": [size]}
+    found = {f"layers.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in layer.items()}
+    for table, count in (
+        ("word", config.vocab_size), ("position", config.position_table_size), ("token_type", config.type_vocab_size)
+    ):  # fmt: skip
+        found[f"embeddings.{table}_embeddings.weight"] = [count, size]
+    return found | {f"embeddings.LayerNorm.{kind}": [size] for kind in ("weight", "bias")}
 
 
 def check_loaded(model, info: dict, name_or_path, options: dict) -> None:

@@ -1,8 +1,25 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
 """LAMConfig: everything that decides the shapes and the equations of a LAM."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+# Bounds that no model comes near: a damaged or hostile config.json must not decide how much memory is asked for.
+LARGEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "intermediate_size": 1 << 20,
+    "position_table_size": 1 << 24,
+    "type_vocab_size": 1 << 16,
+    "conv_kernel": 1 << 10,
+    "flux_hidden_size": 1 << 16,
+}
 
 
 @strict
@@ -66,13 +83,9 @@ class LAMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        positive = (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "position_table_size", "type_vocab_size", "conv_kernel", "flux_hidden_size",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, largest in LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} must be at least 1 and at most {largest:,}, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
@@ -80,9 +93,23 @@ class LAMConfig(PreTrainedConfig):
             )
         if not abs(self.cross_timescale) < 0.5:
             raise ValueError(f"cross_timescale must lie between -0.5 and 0.5, got {self.cross_timescale}.")
-        if self.output_gate_rank is not None and self.output_gate_rank < 0:
+        if self.output_gate_rank is not None and not 0 <= self.output_gate_rank <= LARGEST["hidden_size"]:
             raise ValueError(
-                f"output_gate_rank must be None (full), 0 (no gate) or positive, got {self.output_gate_rank}."
+                f"output_gate_rank must be None (full), 0 (no gate) or positive and at most "
+                f"{LARGEST['hidden_size']:,}, got {self.output_gate_rank}."
+            )
+        for name in ("layer_norm_eps", "memory_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, such as 1e-5, got {getattr(self, name)}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must be a number of at least 0, got {self.initializer_range}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act must be an activation that transformers knows, such as gelu, got {self.hidden_act!r}."
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id must be None or an id from 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
             )
         low, high = self.slow_decay_init if len(self.slow_decay_init) == 2 else (0.0, 0.0)
         if not 0 < self.fast_decay_init < low <= high < 1:
@@ -96,6 +123,15 @@ class LAMConfig(PreTrainedConfig):
             raise ValueError(f"classifier_pooling must be 'mean' or 'lasttoken', got {self.classifier_pooling!r}.")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be None or at least 1, got {self.chunk_size}.")
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; whatever does not fit, the error is a ValueError of one line."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"The configuration is not that of a LAM: {reason[:500]}") from error
 
     @property
     def head_size(self) -> int:

@@ -34,7 +34,8 @@ def load(name: str, dtype: str, longest: int):
     from lam_transformers.base import base_path
 
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa"} if name == BASELINE else {"dtype": dtype}
-    model = SentenceTransformer(base_path(name), trust_remote_code=True, device="cpu", model_kwargs=kwargs)
+    own_code = name != BASELINE  # that of the LAM folder, as a stranger runs it
+    model = SentenceTransformer(base_path(name), trust_remote_code=own_code, device="cpu", model_kwargs=kwargs)
     inner = model[0].auto_model if name == BASELINE else None
     if inner is not None and longest > inner.config.max_position_embeddings:
         parts = inner.embeddings

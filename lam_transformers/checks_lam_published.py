@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 def check_ids(name: str, ids, size: int) -> torch.Tensor:
     """ids, after making sure that they are [B, T] and within the table; ValueError otherwise."""
+    if ids is not None and not isinstance(ids, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(ids).__name__}; use torch.tensor(...).")
     if ids is None or ids.ndim != 2 or 0 in ids.shape:
         got = "nothing" if ids is None else list(ids.shape)
         raise ValueError(f"{name} must be [B, T] with at least one token, got {got}.")
@@ -26,6 +28,8 @@ def real_tokens(attention_mask, input_ids) -> torch.Tensor:
     """The mask as bool [B, T]."""
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
+    if not isinstance(attention_mask, torch.Tensor):
+        raise ValueError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}.")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask must be {list(input_ids.shape)}, got {list(attention_mask.shape)}.")
     real = attention_mask == 1

@@ -7,19 +7,38 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
+from rich.text import Text
 
 from .base import base_path
 from .cli_encode import encode
 from .cli_evaluate import compare, evaluate, report
 from .cli_train import train
+from .terminal import one_line, printable
 
 app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 for command in (encode, report, compare):
     app.command()(command)
-console = Console(stderr=True)
+# Names of files and words from files are shown as they are: nothing in them is markup, a link or an emoji.
+console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+def say(line: object, before: str = "", style: str = "") -> None:
+    """One line to the terminal's error stream, after a coloured word."""
+    console.print(Text.assemble((before, style), one_line(line)), soft_wrap=True)
+
+
+def echo(text: str) -> None:
+    """Lines to the standard output; what files put into them cannot command the terminal."""
+    typer.echo(printable(text, keep="\n\t"))
+
+
+def working(what: object):
+    """A sign of life while something runs: a context manager."""
+    return console.status(Text(one_line(what)))
 
 
 @contextmanager
@@ -27,9 +46,15 @@ def _clear_errors() -> Iterator[None]:
     """What a user can mend is said in one line; anything else keeps its traceback."""
     try:
         yield
-    except (OSError, ValueError, FloatingPointError, ImportError) as error:
-        console.print(f"[red]lam:[/red] {error}", highlight=False, soft_wrap=True)
+    except (OSError, ValueError, FloatingPointError, ImportError, MemoryError, StrictDataclassError) as error:
+        say(str(error) or type(error).__name__, "lam: ", "red")
         raise typer.Exit(1) from error
+
+
+def _check_seed(seed: int) -> int:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must be a whole number from 0 to 2^63 - 1, got {seed}.")
+    return seed
 
 
 @app.callback()
@@ -45,11 +70,11 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the weights that have no counterpart in the base.")] = 0,
 ) -> None:
     """Start an untrained LAM from a BERT: embeddings, feed-forward layers and norms are copied."""
-    with _clear_errors(), console.status(f"Starting from {base}"):
+    with _clear_errors(), working(f"Starting from {base}"):
         from .conversion.from_bert import init_model, parse_gate
 
-        model = init_model(base_path(base), out, parse_gate(gate), seed)
-        console.print(f"Wrote {out}: {model.num_parameters():,} parameters. It needs training: lam train distill.")
+        model = init_model(base_path(base), out, parse_gate(gate), _check_seed(seed))
+        say(f"Wrote {out}: {model.num_parameters():,} parameters. It needs training: lam train distill.")
 
 
 @app.command()
@@ -61,14 +86,24 @@ def export(
     stock: Annotated[bool, typer.Option(help="Use sentence-transformers' own modules only.")] = False,
 ) -> None:
     """Write a folder that loads as a stranger: weights, tokenizer, code, sentence-transformers modules."""
-    with _clear_errors(), console.status(f"Exporting {source}"):
+    with _clear_errors(), working(f"Exporting {source}"):
         import torch
 
         from .conversion.export import export_model
 
-        text = None if card is None else card.read_text(encoding="utf-8")
+        text = None if card is None else _read_card(card)
         export_model(source, out, torch.float32 if float32 else torch.float16, text, stock)
-        console.print(f"Wrote {out}.")
+        say(f"Wrote {out}.")
+
+
+def _read_card(path: Path) -> str:
+    from .checks_lam import check_regular
+
+    check_regular(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}).") from error
 
 
 @app.command()
@@ -79,11 +114,11 @@ def export_onnx(
     batch: Annotated[int, typer.Option(help="Texts in one segment.")] = 1,
 ) -> None:
     """Write one segment, with its state in and out, as ONNX."""
-    with _clear_errors(), console.status(f"Exporting {source}"):
+    with _clear_errors(), working(f"Exporting {source}"):
         from .conversion.onnx import export_onnx
 
         export_onnx(source, out, batch, tokens)
-        console.print(f"Wrote {out}.")
+        say(f"Wrote {out}.")
 
 
 @app.command()
@@ -102,7 +137,7 @@ def convert(
     seed: Annotated[int, typer.Option(help="Seed of the weights of a started LAM that have no source.")] = 0,
 ) -> None:
     """Convert a published LAM checkpoint to one safetensors folder, with an account of every number."""
-    with _clear_errors(), console.status("Converting"):
+    with _clear_errors(), working("Converting"):
         import torch
 
         from .conversion.convert import convert
@@ -110,13 +145,13 @@ def convert(
 
         if len(sources) < 2:
             raise ValueError("Give the source, one file or folder or two files, and then the folder to write.")
-        torch.manual_seed(seed)
+        torch.manual_seed(_check_seed(seed))
         report = convert(
             [base_path(source) for source in sources[:-1]], sources[-1], base=None if base is None else base_path(base),
             tokenizer=None if tokenizer is None else base_path(tokenizer), to=to, rule=rule, gate=gate, drop=drop or [],
         )  # fmt: skip
-    typer.echo(format_report(report))
-    console.print(f"Wrote {sources[-1]}.", highlight=False, soft_wrap=True)
+    echo(format_report(report))
+    say(f"Wrote {sources[-1]}.")
 
 
 @app.command()
@@ -131,7 +166,7 @@ def inspect(
         from .conversion.inspect import format_inspection, inspect
 
         found = inspect(source)
-    typer.echo(json.dumps(found, indent=2) if as_json else format_inspection(found))
+    echo(json.dumps(found, indent=2) if as_json else format_inspection(found))
     if not found["loads"]:
         raise typer.Exit(1)
 
@@ -148,7 +183,7 @@ def push(
         from .conversion.push import push
 
         for line in push(folder, repository, dry_run=not upload, private=private):
-            typer.echo(line)
+            echo(line)
 
 
 if __name__ == "__main__":

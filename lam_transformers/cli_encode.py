@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 def encode(
     files: Annotated[list[Path], typer.Argument(help=".jsonl, .ndjson, .txt (also .gz, .xz) and .parquet files.")],
     out: Annotated[Path, typer.Option(help="Folder to write; the same command again resumes an interrupted run.")],
-    model: Annotated[str, typer.Option(help="Model folder or Hub id; the code in it runs.")] = "LAM-base-v1",
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")] = "LAM-base-v1",
     text_column: Annotated[str, typer.Option(help="Column of the texts (JSON lines, Parquet).")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of ids to copy to the output.")] = None,
     format: Annotated[Literal["parquet", "npy"], typer.Option(help="Format of the shards.")] = "parquet",
@@ -28,9 +28,12 @@ def encode(
     ] = "stop",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(help="Ray actors; default one a GPU, without GPUs one a CPU.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. LAM folders need none.")
+    ] = False,
 ) -> None:
     """Embed large corpora: streaming, in shards, resumable. docs/BULK.md has the details."""
-    from .cli import _clear_errors, console
+    from .cli import _clear_errors, console, say
 
     with _clear_errors():
         from transformers.utils import logging
@@ -42,9 +45,14 @@ def encode(
         options = EncodeOptions(
             text_column=text_column, id_column=id_column, format=format, shard_rows=shard_rows, batch_size=batch_size,
             normalize=normalize, truncate_dim=truncate_dim, precision=precision, prompt_name=prompt_name,
-            device=device, on_error=on_error,
+            device=device, on_error=on_error, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task("Starting", total=None)
 
@@ -56,12 +64,12 @@ def encode(
         done, skipped = summary.progress, ""
         if summary.skipped:
             skipped = f" {summary.skipped:,} rows were skipped: {out / 'skipped.jsonl'}."
-        console.print(f"{out}: {summary.rows:,} texts in {summary.shards:,} shards.{skipped}", highlight=False)
+        say(f"{out}: {summary.rows:,} texts in {summary.shards:,} shards.{skipped}")
         if summary.resumed_rows:
-            console.print(f"{summary.resumed_rows:,} of them were there before.", highlight=False)
+            say(f"{summary.resumed_rows:,} of them were there before.")
         if done.rows:
             tokens = f" ({done.tokens:,} tokens)" if done.tokens else ""
-            console.print(f"{done.rows:,} texts{tokens} in {done.seconds:,.1f} s: {speed(done)}.", highlight=False)
+            say(f"{done.rows:,} texts{tokens} in {done.seconds:,.1f} s: {speed(done)}.")
 
 
 def speed(state) -> str:

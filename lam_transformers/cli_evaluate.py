@@ -42,7 +42,7 @@ def evaluate_all(
     quick: Annotated[bool, typer.Option("--quick", help="A look in a few minutes, not for a report.")] = False,
 ) -> None:
     """Measure a LAM in all parts, or in those named by --only. docs/EVALUATION.md says what each number means."""
-    from .cli import _clear_errors, console
+    from .cli import _clear_errors, say
 
     with _clear_errors():
         from transformers.utils import logging
@@ -54,11 +54,11 @@ def evaluate_all(
         logging.disable_progress_bar()
         missing = evaluate(
             model, baseline or ["all-MiniLM-L6-v2"], Data(data), out, only or [],
-            QUICK if quick else Settings(), pairs or [], lambda line: console.print(line, highlight=False),
+            QUICK if quick else Settings(), pairs or [], say,
         )  # fmt: skip
         for line in missing:
-            console.print(f"[yellow]Not measured:[/yellow] {line}", highlight=False)
-        console.print(f"Wrote {write_report(out)}.", highlight=False)
+            say(line, "Not measured: ", "yellow")
+        say(f"Wrote {write_report(out)}.")
 
 
 @evaluate.command()
@@ -77,7 +77,7 @@ def ablation(
     only: Annotated[list[str] | None, typer.Option(help="Only this ablation; may be given several times.")] = None,
 ) -> None:
     """Train the ablated models from one start with the same data and measure what each component contributes."""
-    from .cli import _clear_errors, console
+    from .cli import _clear_errors, say
 
     with _clear_errors():
         from transformers.utils import logging
@@ -88,9 +88,9 @@ def ablation(
         logging.disable_progress_bar()
         path = retrain_ablations(
             model, base, text, Data(data), out, runs, steps, tokens_per_batch, seed or [0, 1], only or [],
-            lambda line: console.print(line, highlight=False),
+            say,
         )  # fmt: skip
-        console.print(f"Wrote {path}; lam report {out} puts it into the report.", highlight=False)
+        say(f"Wrote {path}; lam report {out} puts it into the report.")
 
 
 def report(
@@ -98,13 +98,13 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write figures, EVALUATION_REPORT.md and report.html from the result files of a folder."""
-    from .cli import _clear_errors, console
+    from .cli import _clear_errors, say
 
     with _clear_errors():
         from .evaluation.report import write_report
 
         page = write_report(results)
-    console.print(f"Wrote {page}.", highlight=False)
+    say(f"Wrote {page}.")
     if open_page:
         typer.launch(str(page))
 
@@ -115,11 +115,11 @@ def compare(
     data: DataFolder = None,
 ) -> None:
     """Two results, or two checkpoints (measured now, on STS-B), side by side."""
-    from .cli import _clear_errors
+    from .cli import _clear_errors, echo
 
     with _clear_errors():
         from .evaluation.compare import compare_results
 
         lines = compare_results(first, second, data)
     for line in lines:
-        typer.echo(line)
+        echo(line)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .terminal import one_line
+
 train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
 
 Student = Annotated[Path, typer.Argument(help="LAM folder to start from (lam init, or best/ of a run).")]
@@ -26,22 +28,22 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
     from .cli import _clear_errors, console
 
     logging.disable_progress_bar()  # of loading and saving weights, it would stand across our own
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with _clear_errors(), Progress(*columns, TimeRemainingColumn(), console=console) as bar:
 
         def show(what: str, total: int | None) -> Callable[[int], None]:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(one_line(what), total=total)
             return lambda count: bar.advance(task, count)
 
         def watch(name: str, steps: int) -> Callable[[Any], None]:
-            task = bar.add_task(name, total=steps)
+            task = bar.add_task(one_line(name), total=steps)
 
             def on_step(state) -> None:
                 bar.update(task, completed=state.step)
                 if state.step % 10 == 0:
                     speed, best = state.tokens / max(state.seconds, 1e-9), state.best_score
                     loss = state.losses.get("loss", float("nan"))
-                    note = f"{name}  loss {loss:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"
+                    note = f"{one_line(name)}  loss {loss:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"
                     bar.update(task, description=note)
 
             return on_step
@@ -50,7 +52,7 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
 
 
 def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> None:
-    from .cli import console
+    from .cli import say
     from .training.recipe import run_stage
 
     with _working() as (show, watch):
@@ -58,21 +60,20 @@ def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> Non
         state = run_stage(stage, student, out, data, cache, show, on_step)
     _say_dropped(out)
     what = "dev score" if stage.stage == "longtext" else "STS-B dev Pearson"
-    console.print(f"Best {what} {state.best_score:.4f} at step {state.best_step}: {out / 'best'}", soft_wrap=True)
+    say(f"Best {what} {state.best_score:.4f} at step {state.best_step}: {out / 'best'}")
 
 
 def _say_dropped(out: Path) -> None:
     """How many training texts were dropped, and why."""
-    import json
+    from .checks_lam import read_json
+    from .cli import say
 
-    from .cli import console
-
-    record = json.loads((out / "data.json").read_text())
+    record = read_json(out / "data.json")
     totals = dict(record.get("dropped", {}))
     for source in record.get("sources", {}).values():
         for reason, count in source["counts"].items():
             totals[reason] = totals.get(reason, 0) + count
-    console.print(", ".join(f"{reason}: {count:,}" for reason, count in totals.items()), highlight=False)
+    say(", ".join(f"{reason}: {count:,}" for reason, count in totals.items()))
 
 
 def _changes(given: list[str] | None) -> dict[str, Any]:
@@ -84,7 +85,12 @@ def _changes(given: list[str] | None) -> dict[str, Any]:
         name, equals, value = item.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set wants name=value, got {item!r}.")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(
+                f"--set {name}: {value!r} is not YAML ({' '.join(str(error).split())})."
+            ) from error
     return found
 
 
@@ -208,7 +214,7 @@ def run_whole(
     ] = None,
 ) -> None:
     """All stages of a recipe, evaluation, and a model folder with its card. Run again to resume."""
-    from .cli import console
+    from .cli import say
 
     by_stage: dict[str, dict] = {}
     for name, value in _changes(changes).items():
@@ -220,7 +226,7 @@ def run_whole(
         from .training.recipe import run_recipe
 
         model = run_recipe(recipe, out, data, by_stage, show, lambda stage: watch(stage.name, stage.config.steps))
-    console.print(f"Wrote {model}; scores are in {out / 'results.json'}.", soft_wrap=True, highlight=False)
+    say(f"Wrote {model}; scores are in {out / 'results.json'}.")
 
 
 @train.command()
@@ -229,11 +235,11 @@ def plot(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/training"),
 ) -> None:
     """Draw losses and dev scores of runs as PNG (needs matplotlib)."""
-    from .cli import _clear_errors, console
+    from .cli import _clear_errors, say
 
     with _clear_errors():
         from .training.plots import plot_run
 
         for run in runs:
             plot_run(run, out / f"{run.name}.png")
-            console.print(f"Wrote {out / run.name}.png.", highlight=False, soft_wrap=True)
+            say(f"Wrote {out / run.name}.png.")

@@ -1,8 +1,23 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
 """LAMPublishedConfig: the shapes and the forward rule of a published LAM checkpoint."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+
+# Bounds that no model comes near: a damaged or hostile config.json must not decide how much memory is asked for.
+LARGEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+    "intermediate_size": 1 << 20,
+    "max_position_embeddings": 1 << 24,
+    "type_vocab_size": 1 << 16,
+    "flux_hidden_size": 1 << 16,
+}
 
 
 @strict
@@ -52,22 +67,33 @@ class LAMPublishedConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        positive = (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-            "max_position_embeddings", "type_vocab_size", "flux_hidden_size",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, largest in LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} must be at least 1 and at most {largest:,}, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}); change one of them."
             )
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps must be a positive number, such as 1e-12, got {self.layer_norm_eps}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id must be None or an id from 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
+            )
         words = {"layout": ("final", "main"), "rule": ("flat", "main"), "arithmetic": ("float64", "float32")}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got '{getattr(self, name)}'.")
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers; whatever does not fit, the error is a ValueError of one line."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"The configuration is not that of a published LAM: {reason[:500]}") from error
 
     @property
     def head_size(self) -> int:

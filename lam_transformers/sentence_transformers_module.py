@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from .checks_lam import check_is_lam
 from .packing_lam import segment_size
 from .streaming_lam import PIECE, RunningPool, TextTokenizer, check_text, stream
 
@@ -243,6 +244,7 @@ class LAMTransformer(InputModule, Pooling):
         if backend != "torch":
             raise ValueError(f"LAM runs on the backend 'torch', got {backend!r}.")
         where = {"subfolder": subfolder, "token": token, "revision": revision, "local_files_only": local_files_only}
+        check_is_lam(model_name_or_path, cache_dir=cache_folder, **where)
         settings = cls.load_config(model_name_or_path, cache_folder=cache_folder, **where)
         where |= {"cache_dir": cache_folder, "trust_remote_code": trust_remote_code}
         changes = {k: v for k, v in (config_kwargs or {}).items() if k not in where}

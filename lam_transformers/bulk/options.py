@@ -7,7 +7,7 @@ Format = Literal["parquet", "npy"]
 Precision = Literal["float32", "float16", "binary", "ubinary"]
 OnError = Literal["stop", "skip"]
 # What may change between a run and its resume: none of it changes what a row holds beyond rounding.
-FREE = ("batch_size", "device", "on_error")
+FREE = ("batch_size", "device", "on_error", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class EncodeOptions:
         prompt_name: a prompt of the model to put before every text.
         device: as torch names it; None chooses.
         on_error: "stop" at a row that cannot be encoded, or "skip" it and write it to skipped.jsonl.
+        trust_remote_code: run code that comes with the model. LAM folders need none: they run on this package's.
 
     Raises ValueError that names the option, its value and the mend.
     """
@@ -42,6 +43,7 @@ class EncodeOptions:
     prompt_name: str | None = None
     device: str | None = None
     on_error: OnError = "stop"
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         for name, allowed in (("format", Format), ("precision", Precision), ("on_error", OnError)):

@@ -5,8 +5,10 @@ skipped.jsonl, the files get their names, and last of all the manifest is replac
 last step is done again by a resume: the manifest alone decides what is finished.
 """
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ MANIFEST, SKIPPED, LOCK = "manifest.json", "skipped.jsonl", ".lock"
 TEMPORARY = ".tmp"
 ENDINGS = {"parquet": (".parquet",), "npy": (".npy", ".rows.jsonl")}
 FORMAT = "lam encode 1"
+_NAME = re.compile(r"part-\d{5,}(" + "|".join(map(re.escape, sum(ENDINGS.values(), ()))) + ")")
+_NUMBERS = ("rows", "skipped", "tokens")
 
 
 class NpyShard:
@@ -96,6 +100,7 @@ class OutputFolder:
             ) from error
         try:
             self.manifest = self._inspect(identity) or self._begin(identity)
+            self._check_contents()
             self._remove_unfinished()
         except BaseException:
             self._lock.release()
@@ -145,6 +150,8 @@ class OutputFolder:
             raise ValueError(f"{path} cannot be read ({error}); choose another folder.") from error
         if not isinstance(kept, dict) or kept.get("format") != FORMAT:
             raise ValueError(f"{path} is not a manifest of '{FORMAT}'; choose another folder.")
+        if wrong := _malformed(kept):
+            raise ValueError(f"{path} is damaged ({wrong}); choose another folder.")
         if found := _difference(kept, identity):
             if not kept["shards"]:  # begun and left before anything was finished: nothing would be lost
                 return None
@@ -156,6 +163,26 @@ class OutputFolder:
                     what = "has changed" if shard_path.exists() else "is missing"
                     raise OSError(f"{shard_path} {what} since it was finished; choose another folder to encode anew.")
         return kept
+
+    def _check_contents(self) -> None:
+        """Raise OSError if a finished shard or skipped.jsonl is not what it was, by its SHA-256."""
+        for shard in self.manifest["shards"]:
+            for name, expected in shard.get("sha256", {}).items():
+                if _digest(self.folder / name).hexdigest() != expected:
+                    raise OSError(
+                        f"{self.folder / name} has changed since it was finished (its SHA-256 is another); choose "
+                        "another folder to encode anew."
+                    )
+        path, size = self.folder / SKIPPED, self.manifest["skipped_bytes"]
+        self._skipped_digest = hashlib.sha256()
+        if not size:
+            return
+        if not path.exists() or path.stat().st_size < size:
+            what = "was cut" if path.exists() else "is missing"
+            raise OSError(f"{path} {what} since its rows were skipped; choose another folder to encode anew.")
+        self._skipped_digest = _digest(path, size)
+        if self.manifest.get("skipped_sha256", found := self._skipped_digest.hexdigest()) != found:
+            raise OSError(f"{path} has changed since its rows were skipped; choose another folder to encode anew.")
 
     def _begin(self, identity: dict[str, Any]) -> dict[str, Any]:
         start = {"complete": False, "next": {"file": 0, "row": 0}, "skipped_bytes": 0, "shards": []}
@@ -270,19 +297,20 @@ class OutputFolder:
         """Make the present shard count: see the text at the head of this file."""
         manifest = {**self.manifest, "complete": last}
         if self._last is not None:
-            files = {}
+            files, hashes = {}, {}
             if self._writer is not None:
                 self._writer.close()
                 for path, name in zip(self._temporary, self._names, strict=True):
                     _to_disk(path)
-                    files[name] = path.stat().st_size
+                    files[name], hashes[name] = path.stat().st_size, _digest(path).hexdigest()
             manifest["skipped_bytes"] = self._append_skipped()
+            manifest["skipped_sha256"] = self._skipped_digest.hexdigest()
             for path, name in zip(self._temporary, self._names, strict=True):
                 if name in files:
                     os.replace(path, self.folder / name)
             manifest["next"] = {"file": self._last.file, "row": self._last.number + 1}
             counts = {"rows": self._written, "skipped": len(self._skipped), "tokens": self._tokens}
-            manifest["shards"] = [*self.manifest["shards"], {**counts, "files": files}]
+            manifest["shards"] = [*self.manifest["shards"], {**counts, "files": files, "sha256": hashes}]
         self._write_manifest(manifest)
         self.manifest = manifest
         self._start_shard()
@@ -294,13 +322,59 @@ class OutputFolder:
         if not self._skipped and not path.exists():
             return size
         with path.open("r+b" if path.exists() else "wb") as file:
+            if file.seek(0, os.SEEK_END) < size:  # to lengthen it would fill it with zeros
+                raise OSError(f"{path} was cut while the run went on")
             # An interrupted run may have left rows behind of a shard that it did not finish.
             file.truncate(size)
             file.seek(size)
-            file.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self._skipped).encode())
+            added = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self._skipped).encode()
+            file.write(added)
             file.flush()
             os.fsync(file.fileno())
+            self._skipped_digest.update(added)
             return file.tell()
+
+
+def _digest(path: Path, size: int | None = None):
+    """SHA-256 of a file, or of its first `size` bytes."""
+    digest, left = hashlib.sha256(), path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.read(min(left, 1 << 20))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest
+
+
+def _malformed(kept: dict[str, Any]) -> str:
+    """What is missing from a manifest or of a wrong type; "" if nothing is."""
+    kinds: dict[str, type] = {
+        "model": dict, "options": dict, "inputs": list, "complete": bool, "next": dict, "skipped_bytes": int,
+        "shards": list,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if type(kept.get(name)) is not kind:
+            return f"'{name}' is missing or no {kind.__name__}"
+    parts: list[tuple[str, Any, dict[str, type]]] = [
+        ("model", kept["model"], {"name": str, "fingerprint": str}),
+        ("next", kept["next"], {"file": int, "row": int}),
+        *((f"inputs[{i}]", x, {"file": str, "size": int}) for i, x in enumerate(kept["inputs"])),
+        *((f"shards[{i}]", x, {**dict.fromkeys(_NUMBERS, int), "files": dict}) for i, x in enumerate(kept["shards"])),
+    ]
+    for part, content, wanted in parts:
+        for name, kind in wanted.items():
+            found: Any = content.get(name) if isinstance(content, dict) else None
+            if type(found) is not kind or (isinstance(found, int) and found < 0):
+                return f"'{name}' of {part} is missing or no {kind.__name__}"
+    for i, shard in enumerate(kept["shards"]):
+        hashes = shard.get("sha256", {})
+        if not isinstance(hashes, dict) or not hashes.keys() <= shard["files"].keys():
+            return f"'sha256' of shards[{i}] is not that of its files"
+        for name, size in shard["files"].items():
+            if not _NAME.fullmatch(name) or type(size) is not int:
+                return f"'files' of shards[{i}] names {name[:60]!r}"
+    if kept["skipped_bytes"] < 0 or kept["next"]["file"] > len(kept["inputs"]):
+        return "'skipped_bytes' or 'next' is out of range"
+    return ""
 
 
 def _to_disk(path: Path) -> None:

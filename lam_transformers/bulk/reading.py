@@ -17,6 +17,7 @@ LINE_ENDINGS = {"json": (".jsonl", ".ndjson"), "text": (".txt",)}
 BLOCK_CHARACTERS = 1 << 22  # a block closes after this many, so that long texts do not pile up
 WHOLE_FINGERPRINT = 1 << 26  # larger files are fingerprinted by samples
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+LONGEST_LINE = 1 << 26  # bytes; a longer line is no text, and would not fit into the memory of every machine
 LOOK_AHEAD = 100  # JSON records in which the chosen column must occur at least once
 
 
@@ -89,9 +90,9 @@ def open_sources(files: Iterable[str | Path], text_column: str, id_column: str |
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: for no file at all, a folder, an unknown ending, a file given twice, a missing column, a column of
-            another type, or an id column asked of plain text.
-        OSError: for a Parquet file whose footer cannot be read.
+        ValueError: for no file at all, a folder, a pipe or device, an unknown ending, a file given twice, a missing
+            column, a column of another type, or an id column asked of plain text.
+        OSError: for a Parquet file whose footer cannot be read, or an archive of 0 bytes.
     """
     sources: list[Source] = []
     for name in map(str, files):
@@ -102,9 +103,16 @@ def open_sources(files: Iterable[str | Path], text_column: str, id_column: str |
             raise ValueError(f"{name} is a folder; name the files in it.")
         if not path.exists():
             raise FileNotFoundError(f"{name} does not exist.")
+        if not path.is_file():
+            raise ValueError(
+                f"{name} is a pipe, a socket or a device, which cannot be read twice, as a resume has to; write its "
+                "rows to a file first."
+            )
         if any(source.path == str(path) for source in sources):
             raise ValueError(f"{name} is given twice; its rows would be too.")
         source = Source(name, str(path), kind_of(path), path.stat().st_size, fingerprint_file(path))
+        if not source.size and path.name.endswith(COMPRESSED[1:]):
+            raise OSError(f"{name} has 0 bytes, which is no archive, not even of an empty file; get it again.")
         _check_columns(source, text_column, id_column)
         sources.append(source)
     if not sources:
@@ -119,11 +127,15 @@ def _check_columns(source: Source, text_column: str, id_column: str | None) -> N
 
         check_parquet(source, text_column, id_column)
     elif source.kind == "json":
-        records = [r for _, r, error, _ in islice(_records(source, 0), LOOK_AHEAD) if error is None]
-        for column in columns:
-            if records and not any(column in record for record in records):
-                found = ", ".join(sorted({key for record in records for key in record})[:20]) or "none"
-                raise ValueError(f"{source.name} has no column '{column}'; its first rows have: {found}.")
+        found: set[str] | None = None
+        for _, record, error, _ in islice(_records(source, 0), LOOK_AHEAD):
+            if error is None:
+                found = (found or set()) | record.keys()
+                if found.issuperset(columns):
+                    return
+        if found is not None:
+            missing, known = next(x for x in columns if x not in found), ", ".join(sorted(found)[:20]) or "none"
+            raise ValueError(f"{source.name} has no column '{missing}'; its first rows have: {known}.")
     elif id_column is not None:
         raise ValueError(f"{source.name} is plain text and has no column '{id_column}'; leave --id-column out for it.")
 
@@ -236,7 +248,14 @@ def _lines(source: Source, first: int) -> Iterator[tuple[int, str, str | None, i
     number = -1
     try:
         with open(source.path, "rb") as raw, _decompressed(raw, source.path) as file:
-            for number, line in enumerate(file):
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                    if number >= first:
+                        yield number, "", f"the line is longer than {LONGEST_LINE >> 20} MiB", raw.tell()
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(1 << 20)
+                    continue
                 if number < first:
                     continue
                 line = line.removesuffix(b"\n").removesuffix(b"\r")

@@ -54,7 +54,8 @@ def encode_files(
     Args:
         files: .jsonl, .ndjson, .txt (each also .gz or .xz) and .parquet.
         out: a folder that is new, empty, or holds an earlier part of this run.
-        model: folder or Hub id for SentenceTransformer; its code runs.
+        model: folder or Hub id for SentenceTransformer; code that comes with it runs only with `trust_remote_code`
+            of the options.
         options: see `EncodeOptions`.
         engine: "local", or "ray" for the machines of a Ray cluster (the model folder must be on all of them).
         workers: Ray actors that each hold the model; None for one a GPU, or one a CPU where there is no GPU.

@@ -1,6 +1,8 @@
 """Published checkpoints in, one LAM folder out: `lam convert`."""
 
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
+from ..checks_lam import check_regular
 from ..configuration_lam_published import LAMPublishedConfig
 from .dedup import Account, account_report, take_account
 from .export import copy_code, export_model, save_tensors, save_tokenizer, write_json, write_modules
@@ -98,15 +101,14 @@ def convert(
 def find_weights(source: Path) -> list[Path]:
     """The file or files to read for a file or folder; FileNotFoundError or ValueError if that is not clear."""
     if not source.is_dir():
-        if not source.exists():
-            raise FileNotFoundError(f"{source} does not exist.")
+        check_regular(source)
         return [source]
     if all((source / name).is_file() for name in PAIR):
         return [source / name for name in PAIR]
     for name in WEIGHTS:
         if (source / name).is_file():
             return [source / name]
-    found = sorted(path for path in source.iterdir() if path.suffix in ENDINGS)
+    found = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
     if len(found) != 1:
         what = "holds no checkpoint" if not found else f"holds several checkpoints: {', '.join(p.name for p in found)}"
         raise ValueError(f"{source} {what}; name the file to convert.")
@@ -137,9 +139,10 @@ def tokenizer_beside(checkpoints: Sequence[Checkpoint]) -> Path:
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A temporary sibling of `out` that becomes `out` when the block ends well and disappears when it does not."""
-    folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_left(out)
+    folder = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     folder.mkdir()
+    lock = _lock_folder(folder)
     try:
         yield folder
         if out.exists():
@@ -149,6 +152,46 @@ def staged(out: Path) -> Iterator[Path]:
         raise OSError(f"{out} could not be written: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left(out: Path) -> None:
+    """Remove what conversions to `out` that were killed have left; one that still runs holds a lock on its folder."""
+    pattern = re.compile(re.escape(f".{out.name}.") + r"(\d+)(-[0-9a-f]+)?\.tmp")
+    for folder in out.parent.iterdir():
+        match = pattern.fullmatch(folder.name)
+        if match and folder.is_dir() and not folder.is_symlink() and not _runs(int(match[1])):
+            lock = _lock_folder(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is someone else's
+        return True
+    return True
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A handle that holds a lock on a folder until it is closed or the process ends; None if there can be none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _in_order(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -271,7 +314,8 @@ def _start_from_bert(source: Path, checkpoint: Checkpoint, out: Path, tokenizer,
 def _check_bert(source: Path, checkpoint: Checkpoint) -> None:
     """Raise ValueError unless transformers finds every weight: it would make up what is missing without an error."""
     with torch.device("meta"):
-        bert = AutoModel.from_config(AutoConfig.from_pretrained(source))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        bert = AutoModel.from_config(config, trust_remote_code=False)
     expected = {name: x.shape for name, x in bert.state_dict().items() if not name.startswith("pooler.")}
     got = {name: x.shape for name, x in checkpoint.tensors.items()}
     wrong = sorted(name for name, shape in expected.items() if got.get(name) != shape)

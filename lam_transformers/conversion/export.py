@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from ..checks_lam import weights_checksum
+from ..checks_lam import check_folder, weights_checksum
 from ..configuration_lam import LAMConfig
 from ..heads_lam import AUTO_MAP
 from ..modeling_lam import LAMModel
@@ -70,8 +70,19 @@ def copy_code(folder: str | os.PathLike, names: Iterable[str] = SHIPPED_CODE) ->
 
 
 def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Save a tokenizer without fixed truncation, fixed padding or a limit of length; see `write_tokenizer`."""
-    loaded = AutoTokenizer.from_pretrained(source)
+    """Save a tokenizer without fixed truncation, fixed padding or a limit of length; see `write_tokenizer`.
+
+    Raises OSError, in one line, if there is none or its files are damaged. No code of a folder is run.
+    """
+    if os.path.isdir(source):
+        check_folder(source)
+    try:
+        loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged tokenizer makes its readers stumble over
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"The tokenizer of {source} cannot be loaded ({type(error).__name__}: {reason}); get its files again."
+        ) from error
     special = {name: token for name in BERT_SPECIAL if (token := getattr(loaded, name)) is not None}
     write_tokenizer(loaded.backend_tokenizer, special, folder)
 
@@ -115,9 +126,13 @@ def export_model(
 
     Raises:
         OSError: if `source` cannot be loaded.
-        ValueError: if a weight does not fit `dtype`.
+        ValueError: if a weight is NaN or infinite, or does not fit `dtype`.
     """
     model = LAMModel.from_pretrained(source, dtype=torch.float32)
+    if bad := [name for name, x in model.state_dict().items() if not bool(x.isfinite().all())]:
+        raise ValueError(
+            f"{bad[0]} of {source} holds NaN or Inf (as do {len(bad) - 1} more tensors); nothing was exported."
+        )
     largest = max(float(x.abs().max()) for x in model.state_dict().values())
     if not largest < torch.finfo(dtype).max:
         raise ValueError(f"A weight of {source} is {largest}, too large for {dtype}; export with float32.")

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel
 
-from ..configuration_lam import LAMConfig
+from ..checks_lam import check_folder
+from ..configuration_lam import LARGEST, LAMConfig
 from ..modeling_lam import LAMModel
 from .export import export_model, save_tokenizer
 
@@ -18,9 +19,11 @@ def parse_gate(value: str) -> int | None:
     names = {"full": None, "none": 0}
     if value in names:
         return names[value]
-    if value.isdecimal():
+    if value.isdecimal() and len(value) < 10 and int(value) <= LARGEST["hidden_size"]:
         return int(value)
-    raise ValueError(f"--gate must be 'full', 'none' or a rank such as 32, got '{value}'.")
+    raise ValueError(
+        f"--gate must be 'full', 'none' or a rank such as 32, at most {LARGEST['hidden_size']:,}, got '{value[:40]}'."
+    )
 
 
 def config_from_bert(bert, **overrides) -> LAMConfig:
@@ -57,9 +60,12 @@ def lam_from_bert(base: str | Path, revision: str | None = None, **overrides) ->
         ValueError: if `base` is not a BERT.
         OSError: if it cannot be loaded.
     """
-    bert_config = AutoConfig.from_pretrained(base, revision=revision)
+    if Path(base).is_dir():
+        check_folder(base)
+    # No code of a folder or repository is run, and nobody is asked whether it should be.
+    bert_config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     config = config_from_bert(bert_config, **overrides)
-    bert = AutoModel.from_pretrained(base, revision=revision, dtype=torch.float32)
+    bert = AutoModel.from_pretrained(base, revision=revision, dtype=torch.float32, trust_remote_code=False)
     model = LAMModel(config)
     model.embeddings.load_state_dict(bert.embeddings.state_dict())
     for layer, source in zip(model.layers, bert.encoder.layer, strict=True):

@@ -1,13 +1,14 @@
 """What a checkpoint is, what is in it and whether it loads: `lam inspect`."""
 
-import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checks_lam import weights_checksum
+from ..checks_lam import read_json, weights_checksum
+from ..terminal import one_line, printable
 from .convert import find_weights
 from .dedup import account_report, take_account
 from .published import check_complete, config_of, has_memory, is_bert, place_of
@@ -105,23 +106,35 @@ def _lam_folder(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     published = any(name.endswith("memory.o_norm.gate") for name in checkpoint.tensors)
     found: dict[str, Any] = {"what": "a converted published checkpoint" if published else "a LAM", "loads": True}
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config_class, model_class = kinds[settings["model_type"]]
+        settings = read_json(folder / "config.json")
+        if (kind := settings.get("model_type")) not in kinds:
+            raise ValueError(f"config.json says that it is of type {kind!r}, not {' or '.join(kinds)}.")
+        config_class, model_class = kinds[kind]
+        config = config_class.from_dict(settings)
+        _check_layers(config, checkpoint.tensors)
         with torch.device("meta"):
-            model = model_class(config_class(**settings))
+            model = model_class(config)
         expected = {name: tuple(x.shape) for name, x in model.state_dict().items()}
         got = {name: tuple(x.shape) for name, x in checkpoint.tensors.items()}
         if wrong := sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)):
             raise ValueError(f"{len(wrong)} tensors do not fit config.json, such as {', '.join(wrong[:4])}.")
+        if bad := [name for name, x in checkpoint.tensors.items() if not x.is_floating_point()]:
+            raise ValueError(f"{bad[0]} holds {checkpoint.tensors[bad[0]].dtype}, expected floating-point numbers.")
         if bad := [name for name, x in checkpoint.tensors.items() if not bool(x.isfinite().all())]:
             raise ValueError(f"{bad[0]} holds NaN or Inf.")
         _check_checksum(checkpoint.path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found |= {
-            "loads": False,
-            "reason": f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error),
-        }
+    except (OSError, ValueError, RuntimeError) as error:
+        found |= {"loads": False, "reason": str(error)}
     return found
+
+
+def _check_layers(config, names) -> None:
+    """Raise ValueError unless there are as many layers as the configuration says: so many will be built."""
+    layers = {int(match[1]) for name in names if (match := re.match(r"layers\.(\d{1,9})\.", name))}
+    if max(layers, default=-1) + 1 != config.num_hidden_layers:
+        raise ValueError(
+            f"config.json says num_hidden_layers is {config.num_hidden_layers}, the weights have {max(layers) + 1}."
+        )
 
 
 def _check_checksum(path: Path) -> None:
@@ -139,7 +152,7 @@ def format_inspection(found: dict[str, Any]) -> str:
     """The result of `inspect` as lines of text."""
     lines = []
     for file in found["files"]:
-        notes = "".join(f"  {name} {value}" for name, value in file["notes"].items())
+        notes = "".join(f"  {printable(name)} {printable(value)[:200]}" for name, value in file["notes"].items())
         lines.append(f"{file['file']}  {file['bytes']:,} bytes  {file['format']}{notes}")
     lines.append(found["what"])
     dtypes = ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items())
@@ -148,12 +161,14 @@ def format_inspection(found: dict[str, Any]) -> str:
         f"{found['entries']:,} entries: {dtypes}"
     )
     lines += [
-        f"  {row['entries']:>12,}  {row['bytes']:>13,} bytes  {name} ({row['tensors']} tensors)"
+        f"  {row['entries']:>12,}  {row['bytes']:>13,} bytes  {printable(name)} ({row['tensors']} tensors)"
         for name, row in found["components"].items()
     ]
     if pairs := found["duplicates"]:
         entries = sum(pair["entries"] for pair in pairs)
         lines.append(f"{len(pairs)} duplicates, {entries:,} entries")
-        lines += [f"  {x['entries']:>12,}  {x['dropped']} = {x['kept']} ({x['how']})" for x in pairs]
-    lines.append("loads: yes" if found["loads"] else f"loads: no. {found['reason']}")
+        lines += [
+            f"  {x['entries']:>12,}  {printable(x['dropped'])} = {printable(x['kept'])} ({x['how']})" for x in pairs
+        ]
+    lines.append("loads: yes" if found["loads"] else f"loads: no. {one_line(found['reason'])}")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Checkpoint files as names and tensors, memory-mapped, without running anything that stands in them."""
 
 import hashlib
-import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..checks_lam import check_regular
+
 # Names under which people wrap a state dict; what is inside counts as if it stood at the top.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 # A header of 16 MB describes about a hundred thousand tensors.
 LARGEST_HEADER = 16 << 20
 MOST_ITEMS, DEEPEST = 200_000, 12
+# The pickle of a zip archive holds names and shapes only; that of the published file has 40 kB.
+LARGEST_PICKLE = 64 << 20
 
 _scalar = np.float64(0).__reduce__()[0]  # the function that NumPy pickles a scalar with
 # Training writes its scores as NumPy numbers. NumPy 1 and 2 pickle the function under two names.
@@ -57,16 +61,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .safetensors file or a file of torch.save (by what it holds, whatever its name).
 
     Raises:
-        OSError: if the file is missing, cut short or damaged.
+        OSError: if the file is missing, cut short, damaged, or a pipe.
         ValueError: if a pickle asks for any object but tensors, plain containers and NumPy's float64 scalars; the
-            object is named, and nothing of it was executed.
+            object is named, and nothing of it was executed. Or if an archive is compressed, which torch.save never
+            does: a small file could become a huge one.
     """
     path = Path(path)
+    check_regular(path)
     with path.open("rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:] == b"{":
         return Checkpoint(path, "safetensors", *_read_safetensors(path))
     zipped = start.startswith(b"PK\x03\x04")
+    if zipped:
+        _check_archive(path)
     content = _read_pickle(path, zipped)
     found = list(_walk("", content, 0))
     tensors: dict[str, torch.Tensor] = {}
@@ -105,22 +113,51 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, in
         raise OSError(f"{path} is damaged or no safetensors file ({error}); get the file again.") from error
 
 
+def _check_archive(path: Path) -> None:
+    """Raise ValueError or OSError unless the entries of a zip archive are stored as they are and fit into the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise OSError(f"{path} is damaged, cut short or no checkpoint ({error}); get the file again.") from error
+    size = path.stat().st_size
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f"{path}: its entry {entry.filename!r} is compressed ({entry.compress_size:,} bytes become "
+                f"{entry.file_size:,}), which torch.save never does. It was refused before anything was unpacked."
+            )
+        if entry.file_size > size or (entry.filename.endswith("data.pkl") and entry.file_size > LARGEST_PICKLE):
+            raise ValueError(
+                f"{path}: its entry {entry.filename!r} claims {entry.file_size:,} bytes, more than there can be (the "
+                f"file has {size:,}, a pickle at most {LARGEST_PICKLE:,})."
+            )
+    if len(entries) > MOST_ITEMS or sum(entry.file_size for entry in entries) > size:
+        raise ValueError(f"{path}: its {len(entries):,} entries claim more bytes than the file has; they overlap.")
+
+
 def _read_pickle(path: Path, zipped: bool) -> Any:
     try:
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    # Whatever bytes a broken file has, torch's readers stumble over them in as many ways.
+    # Whatever bytes a broken file has, torch's readers stumble over them in as many ways. Their own message, which
+    # advises to load without safeguards, is shown nowhere, nor chained to ours.
     except Exception as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} asks for {found[1]}, which is no tensor, number or plain container. It was refused and "
-                "nothing of it was executed. Have its owner save the state dict alone."
-            ) from error
-        if isinstance(error, pickle.UnpicklingError) and "allow" in str(error):
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path} holds more than tensors and was refused: {reason}") from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{path} is damaged, cut short or no checkpoint ({reason[:200]}); get the file again.") from error
+        found = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
+        kind, reason = type(error).__name__, _reason(error)
+    if found:
+        raise ValueError(
+            f"{path} asks for {found[1] or found[2]}, which is no tensor, number or plain container. It was refused "
+            "and nothing of it was executed. Have its owner save the state dict alone."
+        )
+    raise OSError(f"{path} is damaged, cut short or no checkpoint of tensors ({kind}{reason}); get the file again.")
+
+
+def _reason(error: Exception) -> str:
+    """What an error of torch's readers says, ": " before it, without advice."""
+    text = str(error).rsplit("WeightsUnpickler error:", 1)[-1].strip()
+    line = next(iter(text.splitlines()), "")
+    return "" if not line or "weights_only" in line or "torch.load" in line else f": {line[:200]}"
 
 
 def _walk(prefix: str, value: Any, depth: int, seen: list[int] | None = None) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..terminal import printable
+
 FAMILIES = {
     "DeltaNet": "memory layers, their norms and intermediate.dense under deltanet_*",
     "embeddings": "word, position and token type tables and their norm, once",
@@ -20,7 +22,9 @@ def format_report(report: dict[str, Any]) -> str:
         return "\n".join([*lines, f"A BERT: started a LAM of {report['parameters']:,} parameters. It needs training."])
     size = ", ".join(f"{name} {value:,}" for name, value in report["geometry"].items())
     lines.append(f"{report['kind']}, layout {report['layout']}, rule {report['rule']}; {size}")
-    notes = [f"{name} {value}" for x in report["sources"] for name, value in x["notes"].items()]
+    notes = [
+        f"{printable(name)} {printable(value)[:200]}" for x in report["sources"] for name, value in x["notes"].items()
+    ]
     lines += [f"recorded in the file: {', '.join(notes)}"] if notes else []
     lines += _chain(report)
     # The notes that it can be compared with describe the single file.

@@ -1,11 +1,12 @@
 """The tokenizer of a model folder: read from what people have, written without truncation and padding."""
 
-import json
 import os
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..checks_lam import check_regular, read_json
 
 UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
 BERT_SPECIAL = {
@@ -52,8 +53,10 @@ def read_tokenizer(source: str | os.PathLike) -> Tokenizer:
         if not found:
             raise FileNotFoundError(f"{path} has neither {' nor '.join(FILES)}.")
         path = found[0]
+    if path.exists():
+        check_regular(path)
     if not path.is_file():
-        backend = AutoTokenizer.from_pretrained(str(source)).backend_tokenizer
+        backend = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False).backend_tokenizer
     elif path.suffix == ".txt":
         backend = _from_vocabulary(path)
     else:
@@ -73,7 +76,7 @@ def _from_vocabulary(path: Path) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise OSError(f"{path} is damaged or no vocabulary ({error}).") from error
     settings = path.with_name("tokenizer_config.json")
-    lower = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True) if settings.is_file() else True
+    lower = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
     vocab = {piece: i for i, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=bool(lower))

@@ -1,6 +1,7 @@
 """Late chunking: one pass over a text, one embedding for each of its spans."""
 
 import itertools
+import numbers
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,12 +58,12 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
             whole token, and unknown boundaries.
     """
     parts, text = Parts(model), check_text(text)
-    if isinstance(boundaries, bool) or (isinstance(boundaries, int) and boundaries < 1):
+    if isinstance(boundaries, bool) or (isinstance(boundaries, numbers.Integral) and boundaries < 1):
         raise ValueError(f"boundaries must be a positive number of tokens, got {boundaries!r}.")
-    if isinstance(boundaries, int):
-        return _by_tokens(parts, text, boundaries)
+    if isinstance(boundaries, numbers.Integral):
+        return _by_tokens(parts, text, int(boundaries))
     own = not isinstance(boundaries, str)
-    if own:
+    if not isinstance(boundaries, str) and isinstance(boundaries, Iterable):
         spans = _check_spans(boundaries, len(text))
     elif boundaries == "sentence":
         spans = _split(text, _SENTENCE_END)

@@ -1,6 +1,5 @@
 """What the suite measures and what it measures beside it: encoders, a bag of tokens, BM25."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ..checks_lam import weights_checksum
+from ..base import base_path, load_sentence_transformer
+from ..checks_lam import read_json, weights_checksum
 from ..packing_lam import SEGMENT
 from ..streaming_lam import RunningPool, stream
 
@@ -116,20 +116,19 @@ def read_ids(lam, ids: Sequence[int], state=None, pool: RunningPool | None = Non
 
 
 def load_encoder(name: str | os.PathLike) -> Encoder:
-    """A LAM folder or any sentence-transformers model by folder or Hub id; runs no code from a LAM folder.
+    """A LAM folder or any sentence-transformers model by folder or Hub id; no code that comes with it runs.
 
     Raises OSError or ValueError if it cannot be loaded, FloatingPointError if its embeddings are NaN or constant.
     """
-    from ..base import base_path
     from ..encoding import LAMEncoder
 
     path = base_path(os.fspath(name))
     config = Path(path) / "config.json"
-    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "lam":
+    if config.exists() and read_json(config).get("model_type") == "lam":
         model = LAMEncoder(path).model
         found = Encoder(os.fspath(name), model, lam=model[0].model.eval())
     else:
-        model = SentenceTransformer(path)
+        model = load_sentence_transformer(path)
         inner = getattr(getattr(model[0], "auto_model", None), "config", None)
         found = Encoder(os.fspath(name), model, limit=getattr(inner, "max_position_embeddings", None))
     found.encode(PROBES)
@@ -138,8 +137,6 @@ def load_encoder(name: str | os.PathLike) -> Encoder:
 
 def model_record(name: str, encoder: Encoder) -> dict[str, Any]:
     """What identifies a model in a result file."""
-    from ..base import base_path
-
     weights = Path(base_path(name)) / "model.safetensors"
     parameters = sum(p.numel() for p in encoder.model.parameters())
     return {

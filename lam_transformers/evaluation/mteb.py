@@ -1,6 +1,5 @@
 """LAM in MTEB: the model's metadata, and tasks on local files (mteb itself would download its data)."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from safetensors import safe_open
 
-from ..checks_lam import weights_checksum
+from ..base import load_sentence_transformer
+from ..checks_lam import read_json, weights_checksum
 from .retrieval import read_beir
 from .sts import read_pairs
 
@@ -39,7 +39,10 @@ TRAINING_TEXTS = (
 
 
 def _load(name: str, revision: str | None = None, *, folder: str, **options) -> SentenceTransformerEncoderWrapper:
-    return SentenceTransformerEncoderWrapper(folder, trust_remote_code=True, **options)
+    """On the code of this package; `options` are those of the wrapper, and a device."""
+    model = load_sentence_transformer(folder, options.pop("device", None))
+    model.truncate_dim = options.get("embed_dim")
+    return SentenceTransformerEncoderWrapper(model, **options)
 
 
 def lam_meta(folder: str | os.PathLike) -> ModelMeta:
@@ -48,7 +51,7 @@ def lam_meta(folder: str | os.PathLike) -> ModelMeta:
     The revision is the checksum of the weights, so that results of other weights are never taken from MTEB's cache.
     """
     path = Path(folder).resolve()
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(path / "config.json")
     weights = path / "model.safetensors"
     with safe_open(weights, framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -57,7 +57,7 @@ def retrain_ablations(
     context = Context(encoder, [], data, settings, say=say)
     tasks, dev = Tasks(context), data.path("stsb_dev")
     exclude = [dev]
-    teacher = AutoModel.from_pretrained(base_path(base), dtype=torch.float32)
+    teacher = AutoModel.from_pretrained(base_path(base), dtype=torch.float32, trust_remote_code=False)
     table = load_or_tokenize(Path(runs), text, None, exclude, encoder.tokenizer, DistillConfig.max_length)
     found: dict[int, dict[str, Any]] = {}
     for seed in seeds:

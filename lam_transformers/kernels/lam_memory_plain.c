@@ -3,6 +3,9 @@
 #include "lam_memory.c"
 #include "lam_elementwise.c"
 
+/* The number of this interface: structures and signatures. native.py has the same and refuses a library with another. */
+int64_t lam_abi(void) { return 1; }
+
 /* Bits: 1 avx512, 2 avx2, 4 plain. */
 int64_t lam_supported(void) {
     int64_t found = 4;

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 WIDTH, TAPS, HIDDEN = 32, 4, 16
+# That of lam_memory_plain.c; to be raised, there and here, with every change of the structures or signatures.
+ABI = 1
 _VARIANTS = ("avx512", "avx2", "plain")
 
 
@@ -45,6 +47,9 @@ class Library:
 
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(os.fspath(path))
+        loaded.lam_abi.restype = ctypes.c_int64
+        if (found := loaded.lam_abi()) != ABI:
+            raise OSError(f"{path} was compiled from other sources: its interface is number {found}, this needs {ABI}.")
         loaded.lam_supported.restype = ctypes.c_int64
         known = [name for i, name in enumerate(_VARIANTS) if loaded.lam_supported() >> i & 1]
         wanted = os.environ.get("LAM_KERNEL_VARIANT") or known[0]

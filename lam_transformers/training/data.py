@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checks_lam import check_regular
+
 logger = logging.getLogger(__name__)
 
 TEXT_FIELDS = (
@@ -25,6 +27,7 @@ TEXT_FIELDS = (
 def open_text(path: str | Path):
     """Open a plain, .gz or .xz text file for reading, as UTF-8."""
     path = Path(path)
+    check_regular(path)
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".xz":
@@ -60,7 +63,9 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     for source in map(Path, sources):
         endings = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".txt")
-        found = [source] if source.is_file() else [p for p in source.rglob("*") if p.name.endswith(endings)]
+        found = (
+            [source] if source.is_file() else [p for p in source.rglob("*") if p.name.endswith(endings) and p.is_file()]
+        )
         if not found:
             raise FileNotFoundError(f"{source} is neither a text file nor a folder with {', '.join(endings)} files.")
         files += found

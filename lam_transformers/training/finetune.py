@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..checks_lam import read_json
 from ..configuration_lam import LAMConfig
 from ..evaluation.sts import evaluate_sts
 from ..modeling_lam import LAMModel
@@ -41,6 +42,7 @@ from .loop import (
     learning_rate_factor,
     learning_rates,
     parameter_groups,
+    process_state,
     refuse_changes,
     replace_folder,
 )
@@ -89,6 +91,7 @@ class FinetuneConfig(RunConfig):
     retention_similarity_weight: float = 100.0
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.sources:
             raise ValueError("fine-tuning needs at least one of `sources`.")
         names = Counter(Source(**source).name for source in self.sources)
@@ -142,7 +145,7 @@ def encoder_of(model: LAMModel, tokenizer) -> SentenceTransformer:
 def load_encoder(student: str | Path) -> SentenceTransformer:
     """A LAM folder as `encoder_of` makes it; another model, by folder or Hub id, as sentence-transformers loads it."""
     if is_lam(student):
-        tokenizer = AutoTokenizer.from_pretrained(student)
+        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
         return encoder_of(LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer)
     return Teacher(str(student)).load().requires_grad_()
 
@@ -150,7 +153,7 @@ def load_encoder(student: str | Path) -> SentenceTransformer:
 def is_lam(student: str | Path) -> bool:
     """Whether a folder holds a LAM."""
     path = Path(student) / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") == LAMConfig.model_type
+    return path.is_file() and read_json(path).get("model_type") == LAMConfig.model_type
 
 
 class LikeLengthBatches(DefaultBatchSampler):
@@ -281,7 +284,7 @@ class Finetuner:
         self.tensorboard, self.progress = tensorboard, Progress()
         self.checkpoint = self._last_checkpoint()
         if self.checkpoint is not None:
-            record = json.loads((self.checkpoint / "progress.json").read_text())
+            record = read_json(self.checkpoint / "progress.json")
             refuse_changes(self.folder, config.difference(record["config"]))
             self.progress = Progress(**record["progress"])
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -387,7 +390,9 @@ class Finetuner:
             multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL, dataloader_pin_memory=False,
         )  # fmt: skip
         last = config.steps if stop_after is None else min(config.steps, self.progress.step + stop_after)
-        log = RunLog(self.folder, self.tensorboard)
+        # The log is one file: of several processes only the first puts it right.
+        stands = self.progress.step if process_state().is_main_process else None
+        log = RunLog(self.folder, self.tensorboard, stands)
         watcher = _Watcher(self, log, evaluate_every, checkpoint_every, on_step, last)
         trainer = _Trainer(
             model=self.encoder, args=arguments, train_dataset=self.data, optimizers=(optimizer, schedule),

@@ -67,6 +67,7 @@ class LongTextConfig(RunConfig):
     dev_length: int = 2048
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.chunk_tokens < self.min_length <= self.max_length:
             raise ValueError(
                 f"chunk_tokens < min_length <= max_length is wanted, got {self.chunk_tokens}, {self.min_length}, "

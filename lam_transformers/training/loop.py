@@ -17,9 +17,21 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from safetensors import SafetensorError
 from torch import nn
 
+from ..checks_lam import read_json
 from ..evaluation.embedding import embed_texts
 from ..evaluation.sts import evaluate_sts
 from .losses import orthogonality_loss
+
+# Settings of any stage of which there has to be one.
+AT_LEAST_ONE = (
+    "steps",
+    "tokens_per_batch",
+    "max_length",
+    "batch_size",
+    "mini_batch_size",
+    "group_size",
+    "chunk_tokens",
+)
 
 
 @dataclass(kw_only=True)
@@ -44,6 +56,16 @@ class RunConfig:
     train_everything: bool = False
     bf16: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least = 1 if known.name in AT_LEAST_ONE else -math.inf if isinstance(value, float) else 0
+            if not (least <= value < 2**63 and math.isfinite(value)):
+                wanted = "a number" if least == -math.inf else f"a whole number of at least {least}"
+                raise ValueError(f"{known.name} must be {wanted}, got {value}.")
 
     # May differ when a run is resumed: they change neither the data nor the updates before the decay.
     resumable = frozenset({"steps", "decay_steps"})
@@ -148,17 +170,38 @@ def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
 class RunLog:
     """`folder`/log.jsonl, and with `tensorboard` the same numbers for TensorBoard in `folder`/tensorboard.
 
+    What an interrupted run logged after its last checkpoint is taken out again: those updates are made once more.
+
+    Args:
+        step: where the run stands, the step of its last checkpoint or 0; None leaves the log as it is.
+
     Raises ValueError if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False):
+    def __init__(self, folder: Path, tensorboard: bool = False, step: int | None = 0):
         self.path, self.writer = folder / "log.jsonl", None
+        if step is not None:
+            self._forget_after(step)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ValueError(f"TensorBoard is not installed ({error}): pip install tensorboard.") from error
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None if step is None else step + 1)
+
+    def _forget_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):  # the end of a line that a kill has cut
+                continue
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
 
     def write(self, record: dict) -> None:
         with self.path.open("a") as file:
@@ -241,7 +284,7 @@ class TrainingLoop:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         main = self.accelerator.is_main_process
-        log = RunLog(self.folder, self.tensorboard) if main else None
+        log = RunLog(self.folder, self.tensorboard, self.progress.step) if main else None
         last = self.config.steps if stop_after is None else min(self.config.steps, self.progress.step + stop_after)
         while self.progress.step < last:
             self._update()
@@ -323,7 +366,7 @@ class TrainingLoop:
         found = last_checkpoint(self.folder)
         if found is None:
             return
-        record = json.loads((found / "progress.json").read_text())
+        record = read_json(found / "progress.json")
         refuse_changes(self.folder, self.config.difference(record["config"]))
         state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])

@@ -16,7 +16,10 @@ def read_log(folder: Path) -> tuple[dict[int, dict], dict[int, dict]]:
     updates: dict[int, dict] = {}
     scores: dict[int, dict] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged in the line {line[:60]!r} ({error}).") from error
         (scores if "evaluation_seconds" in record else updates)[record["step"]] = record
     return dict(sorted(updates.items())), dict(sorted(scores.items()))
 

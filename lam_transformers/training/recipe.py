@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from ..base import base_path
-from ..checks_lam import weights_checksum
+from ..checks_lam import read_json, weights_checksum
 from ..conversion.export import export_model
 from ..conversion.from_bert import init_model, parse_gate
 from ..modeling_lam import LAMModel
@@ -79,6 +79,9 @@ class Stage:
 
     def __post_init__(self):
         self.name = self.name or self.stage
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a number of updates of at least 1, got {getattr(self, name)}.")
         if self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}.")
         if self.trains_a_teacher and self.stage != "finetune":
@@ -273,7 +276,7 @@ def run_stage(
     if isinstance(config, FinetuneConfig):
         run = Finetuner(student, config, out, dev, data, exclude, cache, show, **options)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(student)
+        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
         model = LAMModel.from_pretrained(student, dtype=torch.float32)
         where = cache or out / "teachers"
         if isinstance(config, LongTextConfig):
@@ -300,12 +303,12 @@ def _table(stage, config, out, data, exclude, tokenizer, show):
 
 def _teacher(stage: Stage, tokenizer, student):
     teacher = base_path(stage.teacher)
-    if AutoTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
+    if AutoTokenizer.from_pretrained(teacher, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"{stage.teacher} has another vocabulary than {student}; layer-wise distillation needs the same. "
             "Stage relational takes any teacher."
         )
-    return AutoModel.from_pretrained(teacher, dtype=torch.float32)
+    return AutoModel.from_pretrained(teacher, dtype=torch.float32, trust_remote_code=False)
 
 
 def _check_start(student: Path, out: Path) -> None:
@@ -316,8 +319,8 @@ def _check_start(student: Path, out: Path) -> None:
     if not record.exists():
         record.write_text(json.dumps({"student": Path(student).name, "fingerprint": fingerprint}) + "\n")
         return
-    then = json.loads(record.read_text())["fingerprint"]
-    if then != fingerprint and (lam is None or not wrote(lam, then)):
+    then = read_json(record).get("fingerprint")
+    if then != fingerprint and (lam is None or not isinstance(then, str) or not wrote(lam, then)):
         raise ValueError(
             f"{out} holds a run that started from other weights (fingerprint {then}) than {student} ({fingerprint}): "
             "an earlier stage has changed. Use another folder, or delete that one."
@@ -343,7 +346,7 @@ def average_models(shares: dict[Path, float], out: Path) -> None:
             total[name] = total.get(name, 0) + share * x
     model.load_state_dict(total)
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(out)
 
 
 def run_recipe(
@@ -394,7 +397,7 @@ def run_recipe(
     before = weights_checksum(weights) if weights.exists() else None
     export_model(student, model)
     if before == weights_checksum(weights) and scores.exists():  # scored already
-        results = json.loads(scores.read_text())["numbers"]["models"]
+        results = read_json(scores)["numbers"]["models"]
     else:
         results = evaluate_models(recipe, model, data, scores, show)
     card = model_card(recipe, model, done, results)

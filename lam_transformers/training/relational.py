@@ -64,6 +64,7 @@ class RelationalConfig(RunConfig):
     teacher_bf16: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.projection not in ("linear", "reduce", "none"):
             raise ValueError(f"projection must be linear, reduce or none, got {self.projection!r}.")
         if not self.teachers:

@@ -1,11 +1,10 @@
 """What came of a recipe: scores of the model and its baselines in one harness, the model card."""
 
-import json
 from pathlib import Path
 from string import Template
 
-from ..base import base_path
-from ..encoding.encoder import LAMEncoder
+from ..base import base_path, load_sentence_transformer
+from ..checks_lam import read_json
 from ..evaluation.record import write_result
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
@@ -20,13 +19,11 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
     Every model encodes through sentence-transformers as it comes (its own pooling and longest text). STS with 95 %
     bootstrap intervals over the pairs, retrieval by nDCG@10.
     """
-    from sentence_transformers import SentenceTransformer
-
     rows = []
     for name in (str(model), *recipe.baselines):
         tasks = len(recipe.sts) + len(recipe.retrieval)
         advance = None if show is None else show(f"Evaluating {Path(name).name}", tasks)
-        encoder = LAMEncoder(name).model if name == str(model) else SentenceTransformer(base_path(name))
+        encoder = load_sentence_transformer(name if name == str(model) else base_path(name))
 
         def encode(texts, encoder=encoder):
             return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
@@ -117,7 +114,7 @@ def _sources(done: list) -> str:
     """Sources of each stage with their counts, from data.json of its folder."""
     lines = ["| stage | source | kept | dropped |", "|---|---|---|---|"]
     for stage, folder, _ in done:
-        record = json.loads((folder / "data.json").read_text())
+        record = read_json(folder / "data.json")
         if "sources" in record:
             for name, source in record["sources"].items():
                 counts = dict(source["counts"])
