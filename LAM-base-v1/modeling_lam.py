@@ -115,7 +115,7 @@ class LAMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in transformers, but damaged or incomplete weights are an error, never a half-random encoder."""
         if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
-            check_weights(pretrained_model_name_or_path)
+            check_weights(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         check_loaded(model, info, pretrained_model_name_or_path, kwargs)
@@ -226,7 +226,7 @@ class LAMModel(LAMPreTrainedModel):
         batch, time = given.shape[:2]
         use_cache = cache is not None or (self.config.use_cache if use_cache is None else use_cache)
         real = real_tokens(attention_mask, given, cu_seq_lens_q, use_cache)
-        texts = None
+        texts: PackedTexts | PaddedTexts | None = None
         if cu_seq_lens_q is not None:
             texts = PackedTexts(cu_seq_lens_q.to(given.device).long().diff(), self.config.conv_kernel)
         elif real is not None and self._keeps_shape(real, kwargs):
@@ -275,7 +275,7 @@ class LAMModel(LAMPreTrainedModel):
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
         longest = int(texts.lengths.max()) if isinstance(texts, PackedTexts) else x.shape[1]
         whole = is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
-        whole = whole or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        whole = whole or bool(kwargs.get("output_hidden_states", self.config.output_hidden_states))
         size = segment_size(x.device)
         if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
