@@ -16,6 +16,10 @@ Every face of the rule takes the same keyword-only arguments:
     cu_seqlens   [N + 1] integers or None: with it B = 1 and the row holds N texts one behind the other, text i at
                  cu_seqlens[i]:cu_seqlens[i + 1]; state is then [N, H, 2, K, V]
     chunk_size   tokens per chunk; None lets the rule choose
+    two_way_chunk  None, or the number of tokens after which the slow memory is read (two-way reading): a token then
+                 reads mode 1 as it is after the last token of its chunk of that many, counted from the start of the
+                 text in this call, and so sees what follows it in its chunk. Mode 0 is read after the token itself.
+                 What is written does not change.
 
 and returns ``o`` [B, T, H, V] in the dtype of v and the state after the last token, float32 (float64 for float64
 input).
@@ -38,7 +42,7 @@ _BLOCK_TOKENS = 1024
 
 
 def recurrent_dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The reference: one token after the other, exactly as the equations stand.
 
@@ -49,35 +53,46 @@ def recurrent_dual_delta_rule(
         Z_i <- Z_i + beta k (write_i v - k' Z_i)'
         o    = sum_i read_i q' Z_i
 
+    With ``two_way_chunk`` the slow memory Z_1 of the last line is the one after the last token of the chunk.
+
     Args, shapes and return value: see the module. ``chunk_size`` is accepted and ignored. Raises ValueError for shapes,
     dtypes or ``cu_seqlens`` that do not fit together.
     """
-    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
+    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk)
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
         parts = []
         for i, (start, end) in enumerate(itertools.pairwise(bounds)):
             text = {n: x[:, start:end] for n, x in _named(q, k, v, beta, log_decay, write, read)}
-            parts.append(recurrent_dual_delta_rule(**text, state=None if state is None else state[i : i + 1]))
+            first = None if state is None else state[i : i + 1]
+            parts.append(recurrent_dual_delta_rule(**text, state=first, two_way_chunk=two_way_chunk))
         return torch.cat([o for o, _ in parts], dim=1), torch.cat([s for _, s in parts])
     out_dtype, dtype = v.dtype, _compute_dtype(v)
     with no_autocast(q.device.type):
         q, k, v, beta, decay = q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
         write, read = write.to(dtype), read.to(dtype)
         z = _first_state(state, q, v, q.shape[0])
-        outputs = []
-        for t in range(q.shape[1]):
+        time = q.shape[1]
+        outputs: list[torch.Tensor] = []
+        for t in range(time):
             z = decay[:, t, :, :, None, None] * z  # [B, H, 2, K, V]
             recalled = torch.einsum("bhk,bhmkv->bhmv", k[:, t], z)
             change = write[:, t, :, :, None] * v[:, t, :, None] - recalled  # [B, H, 2, V]
             z = z + torch.einsum("bh,bhk,bhmv->bhmkv", beta[:, t], k[:, t], change)
-            outputs.append(torch.einsum("bhm,bhk,bhmkv->bhv", read[:, t], q[:, t], z))
+            if two_way_chunk is None:
+                outputs.append(torch.einsum("bhm,bhk,bhmkv->bhv", read[:, t], q[:, t], z))
+                continue
+            outputs.append(torch.einsum("bh,bhk,bhkv->bhv", read[:, t, :, 0], q[:, t], z[:, :, 0]))
+            if (t + 1) % two_way_chunk == 0 or t + 1 == time:
+                for s in range(t - t % two_way_chunk, t + 1):
+                    slow = torch.einsum("bh,bhk,bhkv->bhv", read[:, s, :, 1], q[:, s], z[:, :, 1])
+                    outputs[s] = outputs[s] + slow
         o = torch.stack(outputs, dim=1) if outputs else v
     return o.to(out_dtype), z
 
 
 def chunk_dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same rule, exact, as matrix products: parallel inside a chunk of C tokens, sequential between chunks.
 
@@ -89,9 +104,11 @@ def chunk_dual_delta_rule(
         o = read (exp(G) q Z + lower((q_t . k_s) D_ts) new)
         Z <- exp(G_C) Z + sum_s exp(G_C - G_s) k_s new_s'
 
+    With ``two_way_chunk`` the slow memory's part of o is read q Z, with the Z after the two-way chunk.
+
     Args, shapes and return value: see the module. Raises ValueError as the reference does.
     """
-    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size)
+    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk)
     if q.shape[1] == 0:
         return v, _first_state(state, q, v, len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
     with no_autocast(q.device.type):
@@ -99,14 +116,14 @@ def chunk_dual_delta_rule(
         tokens = [x.to(dtype) for x in (q, k, v, beta, log_decay, write, read)]
         state = None if state is None else state.to(dtype)
         if cu_seqlens is None:
-            o, z = _scan_batch(tokens, state, chunk_size)
+            o, z = _scan_batch(tokens, state, chunk_size, two_way_chunk)
         else:
-            o, z = _scan_packed(tokens, state, cu_seqlens.cpu(), chunk_size)
+            o, z = _scan_packed(tokens, state, cu_seqlens.cpu(), chunk_size, two_way_chunk)
         return o.to(v.dtype), z
 
 
 def dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The rule by its fastest exact face: token by token for single steps, in chunks otherwise.
 
@@ -116,7 +133,7 @@ def dual_delta_rule(
     rule = recurrent_dual_delta_rule if single_step else chunk_dual_delta_rule
     return rule(
         q=q, k=k, v=v, beta=beta, log_decay=log_decay, write=write, read=read,
-        state=state, cu_seqlens=cu_seqlens, chunk_size=chunk_size,
+        state=state, cu_seqlens=cu_seqlens, chunk_size=chunk_size, two_way_chunk=two_way_chunk,
     )  # fmt: skip
 
 
@@ -126,10 +143,20 @@ def default_chunk_size(longest: int) -> int:
     return max(-(-longest // max(chunks, 1)), 1)
 
 
-def _scan_batch(tokens, state, chunk_size):
+def _chunk_size(asked, longest: int, two_way_chunk) -> int:
+    """The chunk size for texts of at most `longest` tokens, so that chunks end where two-way chunks end."""
+    size = asked or default_chunk_size(longest)
+    if two_way_chunk is None or longest <= two_way_chunk:
+        return size
+    return math.gcd(two_way_chunk, asked) if asked else max(d for d in range(1, 33) if two_way_chunk % d == 0)
+
+
+def _scan_batch(tokens, state, chunk_size, two_way_chunk):
     """The rule on tokens [B, T, ...], a block of rows or of time after the other so that each stays in the cache."""
     batch, time = tokens[0].shape[:2]
     rows, width = max(_BLOCK_TOKENS // time, 1), min(time, _BLOCK_TOKENS)
+    if two_way_chunk is not None and width < time:
+        width = max(width - width % two_way_chunk, two_way_chunk)
     # A graph has one number of steps for any number of rows.
     starts, rows = ([0], batch) if torch.compiler.is_compiling() else (range(0, batch, rows), rows)
     outputs, states = [], []
@@ -138,22 +165,23 @@ def _scan_batch(tokens, state, chunk_size):
         row_outputs = []
         for start in range(0, time, width):
             block = [x[row : row + rows, start : start + width] for x in tokens]
-            size = chunk_size or default_chunk_size(block[0].shape[1])
-            o, z = _scan_chunks(*block, state=z, size=size)
+            size = _chunk_size(chunk_size, block[0].shape[1], two_way_chunk)
+            o, z = _scan_chunks(*block, state=z, size=size, two_way_chunk=two_way_chunk)
             row_outputs.append(o)
         outputs.append(_cat(row_outputs, 1))
         states.append(z)
     return _cat(outputs, 0), _cat(states, 0)
 
 
-def _scan_packed(tokens, state, cu_seqlens, chunk_size):
+def _scan_packed(tokens, state, cu_seqlens, chunk_size, two_way_chunk):
     """The rule on a packed row [1, T, ...]: texts of like length are laid side by side, the shorter ones padded.
 
     A padding step writes nothing, forgets nothing and is read by nobody.
     """
     lengths, device = cu_seqlens.diff(), tokens[0].device
     if len(lengths) * int(lengths.max()) == int(cu_seqlens[-1]):  # all of one length: nothing to pad or to sort
-        o, z = _scan_batch([x.unflatten(1, (len(lengths), -1)).squeeze(0) for x in tokens], state, chunk_size)
+        rows = [x.unflatten(1, (len(lengths), -1)).squeeze(0) for x in tokens]
+        o, z = _scan_batch(rows, state, chunk_size, two_way_chunk)
         return o.flatten(0, 1).unsqueeze(0), z
     order = torch.argsort(lengths, descending=True, stable=True)
     total = int(cu_seqlens[-1])
@@ -168,7 +196,8 @@ def _scan_packed(tokens, state, cu_seqlens, chunk_size):
         source = torch.where(real, cu_seqlens[texts].unsqueeze(1) + offset, total)  # [texts, longest]
         place[source[real]] = written + real.flatten().nonzero().squeeze(1)
         source, texts = source.to(device), texts.to(device)
-        o, z = _scan_batch([x[source] for x in padded], None if state is None else state[texts], chunk_size)
+        before = None if state is None else state[texts]
+        o, z = _scan_batch([x[source] for x in padded], before, chunk_size, two_way_chunk)
         outputs.append(o.flatten(0, 1))
         states.append(z)
         first, written = first + len(texts), written + source.numel()
@@ -179,7 +208,7 @@ def _cat(parts, dim):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size):
+def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size, two_way_chunk=None):
     """[B, T, H, ...] in chunks of `size` tokens: all at once inside, one after the other between them.
 
     Inside, modes and heads come first, then texts and chunks (S chunks a text): [2, H, B, S, C, ...], so that the
@@ -195,30 +224,41 @@ def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size):
     beta_k = beta.unsqueeze(-1) * k
     transposed = k.transpose(-1, -2)
     inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
-    score = (q @ transposed) * decay
+    # The modes that are read after each token: both, or the fast one alone.
+    causal = 2 if two_way_chunk is None else 1
+    score = (q @ transposed) * decay[:causal]
     value = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
     to_end = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
     inverse, score, value, to_end = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
+    rows = causal * heads * batch
     z = None if state is None else state.permute(2, 1, 0, 3, 4).flatten(0, 2)  # [2 H B, K, V]
     ready = 1 if z is None else 0  # chunks that no state comes into
     if steps > ready:
         from_start = log_decay[..., ready:, :].cumsum(-1).exp().unsqueeze(-1)  # exp(G) [2, H, B, S, C, 1]
-        key, query = from_start * beta_k[..., ready:, :, :], from_start * q[..., ready:, :, :]  # [2, H, B, S, C, K]
+        key = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
+        query = from_start[:causal] * q[..., ready:, :, :]
         key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
     # Without gradients a product is added in place.
     add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-    outputs = []
+    outputs, slow_outputs = [], []
+    # Chunks of the rule in a two-way chunk; a text that is shorter than one is one.
+    group = steps if two_way_chunk is None or time <= two_way_chunk else two_way_chunk // size
     for j in range(steps):
         if z is None:
             new = torch.bmm(inverse[j], value[j])
-            o, z = torch.bmm(score[j], new), torch.bmm(to_end[j], new)
+            o, z = torch.bmm(score[j], new[:rows]), torch.bmm(to_end[j], new)
         else:
             i = j - ready
             new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[i], z, alpha=-1))
-            o = add_product(torch.bmm(query[i], z), score[j], new)
+            o = add_product(torch.bmm(query[i], z[:rows]), score[j], new[:rows])
             z = add_product(forget[i] * z, to_end[j], new)
         outputs.append(o)
+        if two_way_chunk is not None and ((j + 1) % group == 0 or j + 1 == steps):
+            asking = q[:, :, j - j % group : j + 1].flatten(2, 3).flatten(0, 1)  # [H B, tokens of the two-way chunk, K]
+            slow_outputs.append(torch.bmm(asking, z[rows:]))
     o = torch.stack(outputs, 1) if steps > 1 else outputs[0]
+    if two_way_chunk is not None:
+        o = torch.cat([o.view(rows, steps * size, -1), _cat(slow_outputs, 1)])
     fast, slow = o.view(2, heads, batch, steps, size, -1).unbind(0)
     read_fast, read_slow = read.unsqueeze(-1).unbind(0)
     o = torch.addcmul(read_fast * fast, read_slow, slow)  # [H, B, S, C, V]
@@ -350,7 +390,9 @@ def _first_state(state, q, v, batch):
     return torch.zeros(batch, q.shape[2], 2, q.shape[3], v.shape[3], dtype=dtype, device=q.device)
 
 
-def check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size) -> None:
+def check_rule_arguments(
+    q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk=None
+) -> None:
     """Raise ValueError, naming the argument and what it should be, unless the arguments fit the contract."""
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q and v must be [B, T, H, K] and [B, T, H, V], got {list(q.shape)} and {list(v.shape)}.")
@@ -374,6 +416,8 @@ def check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlen
         raise ValueError(f"state must be {expected} (texts, heads, 2, K, V), got {list(state.shape)}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    if two_way_chunk is not None and two_way_chunk < 1:
+        raise ValueError(f"two_way_chunk must be None or at least 1, got {two_way_chunk}.")
 
 
 def check_cu_seqlens(name, cu_seqlens, batch, time) -> None:

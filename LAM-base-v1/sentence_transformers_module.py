@@ -107,8 +107,7 @@ class LAMTransformer(InputModule, Pooling):
     @property
     def segment(self) -> int:
         """Tokens of a long text that are read at once."""
-        size = min(self.budget, segment_size(self.model.device))
-        return max(size - size % SEGMENT_STEP, SEGMENT_STEP)
+        return segment_size(self.model.device, self.model.config.two_way_chunk or SEGMENT_STEP, self.budget)
 
     def preprocess(self, inputs, prompt=None, task=None, max_length=None, processing_kwargs=None, **kwargs):
         """Texts -> `input_ids` and `attention_mask` [B, T], padded on the right, and `prompt_length` with a prompt.

@@ -263,6 +263,12 @@ def check_state(model, state, batch: int) -> None:
     spread = getattr(model, "hf_device_map", None) or hasattr(model.embeddings.word_embeddings, "_hf_hook")
     if not torch.compiler.is_compiling() and (reason := state.damage(None if spread else device_of(model))):
         raise ValueError(f"cache cannot be read on from: {reason}.")
+    chunk = model.config.two_way_chunk
+    if chunk and not torch.compiler.is_compiling() and bool((state.seen % chunk != 0).any()):
+        raise ValueError(
+            f"cache has seen {state.seen.tolist()[:8]} tokens; a model that reads two ways goes on from multiples of "
+            f"{chunk} only (two_way_chunk): cut the text there, or use LAMSession, which keeps the open chunk."
+        )
     # While training, the weights change from one piece of a text to the next.
     if not model.training and state.fingerprint != (expected := model.fingerprint()):
         if not wrote(model, state.fingerprint):

@@ -47,6 +47,9 @@ class LAMConfig(PreTrainedConfig):
         slow_decay_init (`tuple[float, float]`): decays per token between which the slow memories of the heads start,
             spread evenly in the logarithm of their time constants.
         chunk_size (`int`, *optional*): tokens per chunk of the memory rule; `None` lets the rule choose.
+        two_way_chunk (`int`, *optional*): two-way reading: the slow memory is read when a token's chunk of this many
+            tokens, counted from the start of its text, has been written, so that tokens see both ways inside a chunk;
+            `None`: after the token itself, the memory of LAM 0.1. A state can be handed on at multiples of it only.
         initializer_range (`float`): standard deviation of random weights.
         classifier_dropout (`float`): share of dropout before the classifiers of the heads; the encoder has none.
         classifier_pooling (`str`): what a class of a text is read from, `"mean"` of its tokens or `"lasttoken"`.
@@ -74,6 +77,7 @@ class LAMConfig(PreTrainedConfig):
     fast_decay_init: float | int = 0.3
     slow_decay_init: list[float] | tuple[float, ...] = (0.85, 0.999)
     chunk_size: int | None = None
+    two_way_chunk: int | None = None
     initializer_range: float | int = 0.02
     classifier_dropout: float | int = 0.0
     classifier_pooling: str = "mean"
@@ -123,6 +127,8 @@ class LAMConfig(PreTrainedConfig):
             raise ValueError(f"classifier_pooling must be 'mean' or 'lasttoken', got {self.classifier_pooling!r}.")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be None or at least 1, got {self.chunk_size}.")
+        if self.two_way_chunk is not None and not 1 <= self.two_way_chunk <= 1024:
+            raise ValueError(f"two_way_chunk must be None or from 1 to 1024, got {self.two_way_chunk}.")
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -83,6 +83,7 @@ class LAMMemory(nn.Module):
     def __init__(self, config: LAMConfig):
         super().__init__()
         self.heads, self.width, self.chunk_size = config.num_attention_heads, config.head_size, config.chunk_size
+        self.two_way_chunk = config.two_way_chunk
         size, rank, kernel = config.hidden_size, config.output_gate_rank, config.conv_kernel
         self.gate_size = size if rank is None else rank
         self.eps = config.memory_norm_eps
@@ -131,6 +132,7 @@ class LAMMemory(nn.Module):
             q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
             write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
             state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
+            two_way_chunk=self.two_way_chunk,
         )  # fmt: skip
         o = F.rms_norm(o.to(q.dtype), (self.width,), self.norm_weight.to(q.dtype), self.eps).flatten(-2)
         if self.gate_size:

@@ -276,7 +276,7 @@ class LAMModel(LAMPreTrainedModel):
         longest = int(texts.lengths.max()) if isinstance(texts, PackedTexts) else x.shape[1]
         whole = is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
         whole = whole or bool(kwargs.get("output_hidden_states", self.config.output_hidden_states))
-        size = segment_size(x.device)
+        size = segment_size(x.device, self.config.two_way_chunk)
         if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
         state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state

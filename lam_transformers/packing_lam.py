@@ -7,9 +7,13 @@ from torch.nn import functional as F
 SEGMENT = 2048  # tokens of a long text that are handed on at once
 
 
-def segment_size(device: torch.device) -> int:
-    """Tokens of each text that go through the layers at once; a CPU gains nothing from more, and memory follows."""
-    return 1024 if device.type == "cpu" else SEGMENT
+def segment_size(device: torch.device, two_way_chunk: int | None = None, most: int = SEGMENT) -> int:
+    """Tokens of each text that go through the layers at once; a CPU gains nothing from more, and memory follows.
+
+    At most `most`, but where the model reads two ways a whole number of its chunks, one at least.
+    """
+    size = min(1024 if device.type == "cpu" else SEGMENT, most)
+    return size if two_way_chunk is None else max(size - size % two_way_chunk, two_way_chunk)
 
 
 class PackedTexts:

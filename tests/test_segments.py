@@ -10,7 +10,7 @@ from .helpers import assert_close_rms, random_ids
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    monkeypatch.setattr(modeling, "segment_size", lambda device: 16)
+    monkeypatch.setattr(modeling, "segment_size", lambda device, *chunk: 16)
 
 
 def both_ways(model, **inputs):

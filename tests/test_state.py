@@ -233,7 +233,7 @@ def test_an_exception_in_the_middle_of_a_call_leaves_the_state_as_it_was(make_mo
         if len(calls) == (1 if place == "layer" else 3):
             raise error
 
-    monkeypatch.setattr("lam_transformers.modeling_lam.segment_size", lambda device: 4)
+    monkeypatch.setattr("lam_transformers.modeling_lam.segment_size", lambda device, *chunk: 4)
     hook = model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(error), torch.set_grad_enabled(place == "layer"):
         model(ids[:, 10:], cache=state) if place == "layer" else hidden(model, ids[:, 10:], cache=state)

@@ -30,7 +30,9 @@ def replaced_rule(rule: Rule) -> Iterator[None]:
         yield
 
 
-def additive_rule(*, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None):
+def additive_rule(
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
+):
     """The rule without its delta: nothing is taken back before a write (gated linear attention, Yang et al. 2024).
 
         Z_i <- decay_i Z_i + beta k (write_i v)';   o = sum_i read_i q' Z_i
@@ -42,10 +44,11 @@ def additive_rule(*, q, k, v, beta, log_decay, write, read, state=None, cu_seqle
         parts = []
         for i, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
             text = {name: x[:, start:end] for name, x in tokens.items()}
-            parts.append(additive_rule(**text, state=None if state is None else state[i : i + 1]))
+            first = None if state is None else state[i : i + 1]
+            parts.append(additive_rule(**text, state=first, two_way_chunk=two_way_chunk))
         return torch.cat([o for o, _ in parts], dim=1), torch.cat([z for _, z in parts])
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    size, outputs = chunk_size or 64, []
+    size, outputs = two_way_chunk or chunk_size or 64, []
     with torch.autocast(v.device.type, enabled=False):
         t = {name: x.to(dtype).transpose(1, 2) for name, x in tokens.items()}  # [B, H, T, ...]
         shape = (*t["q"].shape[:2], 2, q.shape[-1], v.shape[-1])
@@ -58,9 +61,11 @@ def additive_rule(*, q, k, v, beta, log_decay, write, read, state=None, cu_seqle
             from_start = decay_.cumsum(-1).exp().unsqueeze(-1)
             score = (q_ @ k_.transpose(-1, -2)).unsqueeze(2) * matrix
             o = from_start * (q_.unsqueeze(2) @ z) + score @ new
-            outputs.append((read_.unsqueeze(-1) * o).sum(2))
             to_end = matrix[..., -1, :, None] * k_.unsqueeze(2)
             z = from_start[..., -1:, :] * z + to_end.transpose(-1, -2) @ new
+            if two_way_chunk is not None:  # the slow memory is read when the chunk has been written
+                o = torch.stack([o[:, :, 0], q_ @ z[:, :, 1]], dim=2)
+            outputs.append((read_.unsqueeze(-1) * o).sum(2))
         o = torch.cat(outputs, dim=2).transpose(1, 2) if outputs else v
     return o.to(v.dtype), z
 

@@ -52,13 +52,16 @@ def why_not(memory, dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None
+    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `delta_rule_lam.dual_delta_rule`; `chunk_size` is accepted and ignored.
 
     q, k and v enter the kernels in autocast's dtype where it is on, and in v's otherwise; sums, decays and the state
     are float32. Products of float32 numbers follow triton's setting, TF32 where the device has it.
     """
+    tokens = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "write": write, "read": read}
+    if two_way_chunk is not None and q.shape[1]:
+        return _two_way(tokens, state, cu_seqlens, two_way_chunk)
     batch, time, heads, width = q.shape
     texts = batch if cu_seqlens is None else len(cu_seqlens) - 1
     if time == 0:
@@ -88,3 +91,38 @@ def dual_delta_rule(
             last = whole.index_copy(0, real, last)
         o = (read.unsqueeze(-1) * o.unflatten(2, (heads, 2))).sum(3)
     return o.to(v.dtype), last.unflatten(1, (heads, 2))
+
+
+def _two_way(tokens, state, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rule with two-way reading: the fast mode as it is, the slow one over each chunk's tokens twice.
+
+    The first time they write, the second time they read: a token with beta = 0 and log_decay = 0 changes nothing.
+    """
+    fast, slow = (tokens["read"] * tokens["read"].new_tensor(kept) for kept in ((1.0, 0.0), (0.0, 1.0)))
+    o, last = dual_delta_rule(**(tokens | {"read": fast}), state=state, cu_seqlens=cu_seqlens)
+    time, device = tokens["q"].shape[1], tokens["q"].device
+    bounds = torch.tensor([0, time], device=device) if cu_seqlens is None else cu_seqlens.to(device).long()
+    source, reads = twice(bounds, chunk)
+    doubled = {name: x[:, source] for name, x in (tokens | {"read": slow}).items()}
+    for name in ("beta", "log_decay"):
+        x = doubled[name]
+        doubled[name] = x.masked_fill(reads.view(1, -1, *[1] * (x.ndim - 2)), 0.0)
+    read, _ = dual_delta_rule(**doubled, state=state, cu_seqlens=None if cu_seqlens is None else 2 * bounds)
+    return o + read[:, reads], last
+
+
+def twice(bounds: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of texts [N + 1 bounds] with those of each chunk twice: places [2 T], and which are the second time."""
+    lengths = bounds.diff()
+    start = torch.repeat_interleave(bounds[:-1], lengths)
+    end = torch.repeat_interleave(bounds[1:], lengths)
+    token = torch.arange(len(start), device=bounds.device)
+    first = token - (token - start) % chunk  # of the token's chunk
+    write = token + first  # all tokens of earlier chunks stand twice before it
+    read = write + (end - first).clamp(max=chunk)
+    source = torch.empty(2 * len(token), dtype=torch.long, device=bounds.device)
+    source[write] = token
+    source[read] = token
+    reads = torch.zeros(len(source), dtype=torch.bool, device=bounds.device)
+    reads[read] = True
+    return source, reads
