@@ -224,7 +224,7 @@ class LAMModel(LAMPreTrainedModel):
         batch, time = given.shape[:2]
         use_cache = cache_params is not None or (self.config.use_cache if use_cache is None else use_cache)
         real = real_tokens(attention_mask, given, cu_seq_lens_q, use_cache)
-        texts = None
+        texts: PackedTexts | PaddedTexts | None = None
         if cu_seq_lens_q is not None:
             texts = PackedTexts(cu_seq_lens_q.to(given.device).long().diff(), self.config.conv_kernel)
         elif real is not None and self._keeps_shape(real, kwargs):
@@ -268,8 +268,8 @@ class LAMModel(LAMPreTrainedModel):
     def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
         longest = int(texts.lengths.max()) if isinstance(texts, PackedTexts) else x.shape[1]
-        whole = is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
-        whole = whole or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        hidden = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        whole = hidden or is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
         size = segment_size(x.device)
         if whole or longest <= size:
             return self._run_layers(x, texts, state, return_dict=True, **kwargs)
