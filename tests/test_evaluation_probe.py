@@ -148,8 +148,9 @@ def test_each_ablation_switches_off_what_it_names(tiny_model, ids):
     conv = without(tiny_model, "convolution").layers[0].memory.conv1d
     assert torch.equal(conv.weight[..., -1], torch.ones_like(conv.weight[..., -1])) and not conv.weight[..., :-1].any()
     with ablated_rule("delta rule"):
-        assert (hidden(tiny_model, ids) - hidden(without(tiny_model, "delta rule"), ids)).abs().max() == 0
         additive = hidden(tiny_model, ids)
+        # Equal but for rounding: a copy's weights may lie otherwise in memory, and products then sum in another order.
+        assert_close_rms("hidden", hidden(without(tiny_model, "delta rule"), ids), additive, 1e-6)
     with ablated_rule(FULL):
         assert (hidden(tiny_model, ids) - additive).abs().max() > 1e-3
     assert all(torch.equal(x, before[name]) for name, x in tiny_model.state_dict().items())

