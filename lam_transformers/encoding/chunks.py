@@ -28,7 +28,7 @@ class Chunk:
     Attributes:
         text: the span, `whole[start:end]`.
         start, end: its characters in the whole text.
-        embedding: [D] float32. It carries what stands before the span, too.
+        embedding: [D] float32. It carries what came before the span, too.
     """
 
     text: str
@@ -42,7 +42,8 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
     """Embed spans of a text in the light of everything before them (Günther et al. 2024, "Late Chunking"), in one pass.
 
     A span's embedding is the mean of the states of the tokens that lie wholly inside it, normalised if the model's
-    embeddings are. Unlike a softmax encoder's, the states know what came before and not what follows.
+    embeddings are. The states know all that came before and, where the model reads two ways, what follows in their own
+    chunk of `two_way_chunk` tokens; nothing of what comes later.
 
     Args:
         model: a SentenceTransformer of a LAM folder, or a `LAMEncoder`.
