@@ -4,6 +4,10 @@
  * projection (convolution, SiLU, normalisation, flux, both memories, norm and gate; docs/ALGORITHM.md has the
  * equations). Token by token, one (text, head) after the other, with both memories in the first-level cache.
  *
+ * Two-way reading: a text is taken in chunks of `chunk` tokens from its start. The tokens are written one after the other as
+ * always; the fast memory is read after each token, the slow one with the queries of a whole chunk when its last token (or
+ * the last of the text) has been written.
+ *
  * Head size 32, kernel of 4 taps, flux of 16 hidden units; the callers check. All numbers float32. The file is compiled
  * once per instruction set, with its own LAM_SUFFIX and LANES; vectors are the compiler's own.
  */
@@ -15,7 +19,7 @@
 #define K 32
 #define TAPS 4
 #define HIDDEN 16
-#define BLOCK 64 /* tokens whose states backward keeps at once */
+#define BLOCK 64 /* tokens whose states backward keeps at once; more where a chunk has more */
 #define GROUP 16 /* tokens that go through each stage together */
 #ifndef LANES
 #define LANES 4 /* floats in a vector: 4, 8 or 16 */
@@ -47,6 +51,7 @@ struct lam_layer {
     const float *flux_out_bias; /* [1] */
     const float *norm_weight;  /* [K] */
     float eps, cosine, sine;
+    int64_t chunk; /* tokens, for two-way reading: a multiple of GROUP; or 0: both memories are read after each token */
 };
 
 struct lam_rows {
@@ -190,11 +195,11 @@ struct head {
     float flux_in[2 * K][HIDDEN], flux_resonance[HIDDEN], flux_in_bias[HIDDEN], flux_out[HIDDEN], norm_weight[K];
     const float *bilinear, *flux_in_rows;
     float fast_bias, slow_bias, temperature, flux_out_bias, eps, cosine, sine;
-    int64_t index, heads, width;
+    int64_t index, heads, width, chunk;
 };
 
 static void prepare(struct head *h, const struct lam_layer *p, int64_t index) {
-    h->index = index, h->heads = p->heads, h->width = p->heads * K;
+    h->index = index, h->heads = p->heads, h->width = p->heads * K, h->chunk = p->chunk;
     for (int part = 0; part < 3; part++)
         for (int c = 0; c < K; c++) {
             int64_t channel = part * h->width + index * K + c;
@@ -338,40 +343,77 @@ static inline void look_up(const memory m, const float *k, struct found *found) 
     }
 }
 
-/* Both memories through token t of the group; `before` and `after` may be the same. `found`: what they hold for its key,
- * replaced by what they then hold for next_k, so that one pass over the memories does everything. The columns of a memory
- * do not depend on each other: four vectors of them at a time, which is both memories where a vector has 16 lanes. */
-INLINE void through_memory(struct group *g, int t, const float *next_k, const memory before, memory after,
-                           struct found *found, int keep) {
-    float recall[2][K] __attribute__((aligned(64)));
-    for (int tile = 0; tile < 2 * ROW; tile += 4) {
-        vec e[4], r[4] = {0}, f[4] = {0}, decay[4];
-        for (int j = 0; j < 4; j++) {
-            int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
-            decay[j] = splat(g->decay[mode][t]);
-            e[j] = g->write[mode][t] * load(g->v[t] + c) - decay[j] * load(found->of[mode] + c);
-            if (keep) store(g->error[t][mode] + c, e[j]);
-            e[j] *= g->beta[t];
-        }
+/* Four vectors of the memories' columns, from `tile` on, through token t of the group (see through_memory). The recall of
+ * the first `readers` of them is wanted. */
+INLINE void through_tile(struct group *g, int t, const float *next_k, const memory before, memory after,
+                         struct found *found, float recall[2][K], int tile, int keep, int readers) {
+    vec e[4], r[4] = {0}, f[4] = {0}, decay[4];
+    for (int j = 0; j < 4; j++) {
+        int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
+        decay[j] = splat(g->decay[mode][t]);
+        e[j] = g->write[mode][t] * load(g->v[t] + c) - decay[j] * load(found->of[mode] + c);
+        if (keep) store(g->error[t][mode] + c, e[j]);
+        e[j] *= g->beta[t];
+    }
 #pragma GCC unroll 4
-        for (int i = 0; i < K; i++) {
-            vec k = splat(g->k[t][i]), q = splat(g->q[t][i]), next = splat(next_k[i]);
-            for (int j = 0; j < 4; j++) {
-                int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
-                vec n = load(before[mode][i] + c) * decay[j] + e[j] * k;
-                store(after[mode][i] + c, n);
-                r[j] += n * q;
-                f[j] += n * next;
-            }
-        }
+    for (int i = 0; i < K; i++) {
+        vec k = splat(g->k[t][i]), q = splat(g->q[t][i]), next = splat(next_k[i]);
         for (int j = 0; j < 4; j++) {
             int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
-            store(recall[mode] + c, r[j]), store(found->of[mode] + c, f[j]);
+            vec n = load(before[mode][i] + c) * decay[j] + e[j] * k;
+            store(after[mode][i] + c, n);
+            if (j < readers) r[j] += n * q;
+            f[j] += n * next;
         }
     }
+    for (int j = 0; j < 4; j++) {
+        int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
+        if (j < readers) store(recall[mode] + c, r[j]);
+        store(found->of[mode] + c, f[j]);
+    }
+}
+
+/* Both memories through token t of the group; `before` and `after` may be the same. `found`: what they hold for its key,
+ * replaced by what they then hold for next_k, so that one pass over the memories does everything. The columns of a memory
+ * do not depend on each other: four vectors of them at a time, which is both memories where a vector has 16 lanes.
+ * With `two_way` the slow memory is not read: o is the fast one's part, and read_slow adds the other. */
+INLINE void through_memory(struct group *g, int t, const float *next_k, const memory before, memory after,
+                           struct found *found, int keep, int two_way) {
+    float recall[2][K] __attribute__((aligned(64)));
+    if (two_way) {
+        for (int tile = 0; tile < ROW; tile += 4)
+            through_tile(g, t, next_k, before, after, found, recall, tile, keep, ROW < 4 ? ROW : 4);
+        for (int tile = ROW < 4 ? 4 : ROW; tile < 2 * ROW; tile += 4)
+            through_tile(g, t, next_k, before, after, found, recall, tile, keep, 0);
+        for (int c = 0; c < K; c += LANES) store(g->o[t] + c, load(recall[0] + c) * g->read[0][t]);
+        if (keep) memcpy(g->recall[t][0], recall[0], sizeof recall[0]);
+        return;
+    }
+    for (int tile = 0; tile < 2 * ROW; tile += 4)
+        through_tile(g, t, next_k, before, after, found, recall, tile, keep, 4);
     for (int c = 0; c < K; c += LANES)
         store(g->o[t] + c, load(recall[0] + c) * g->read[0][t] + load(recall[1] + c) * g->read[1][t]);
     if (keep) memcpy(g->recall[t], recall, sizeof recall);
+}
+
+/* What the second part of two-way reading needs of GROUP tokens: their queries, the weights of the slow memory, and o as
+ * through_memory leaves it. */
+struct waiting { float q[GROUP][K] __attribute__((aligned(64))), o[GROUP][K], read[GROUP]; };
+
+/* o = part + read q' slow, for `count` <= GROUP tokens; o and part may be the same. With `recall` also q' slow. */
+INLINE void read_slow(const float slow[K][K], float q[GROUP][K], const float *read, float part[GROUP][K], int count,
+                      float o[GROUP][K], float (*recall)[2][K]) {
+    for (int t = 0; t < count; t += TOGETHER) { /* several tokens to a load of the memory */
+        vec r[TOGETHER][ROW] = {0};
+        for (int i = 0; i < K; i++)
+            for (int j = 0; j < TOGETHER; j++)
+                FOR_ROW r[j][c] += load(slow[i] + c * LANES) * q[t + j][i];
+        for (int j = 0; j < TOGETHER && t + j < count; j++)
+            FOR_ROW {
+                store(o[t + j] + c * LANES, load(part[t + j] + c * LANES) + r[j][c] * read[t + j]);
+                if (recall) store(recall[t + j][1] + c * LANES, r[j][c]);
+            }
+    }
 }
 
 /* Norm and gate: o -> y; gate and y those of the first token, `stride` apart. With y NULL only the norm. */
@@ -399,6 +441,12 @@ static inline void after_memory(const struct head *h, struct group *g, int count
     }
 }
 
+/* after_memory for tokens from `at` on, in their places. */
+static inline void finish(const struct head *h, const struct lam_rows *rows, int64_t at, int count, struct group *g) {
+    int64_t place = at * h->width + h->index * K;
+    after_memory(h, g, count, rows->gate ? rows->gate + place : NULL, rows->y + place, h->width);
+}
+
 /* The inputs of the convolution ahead of token `at` of a text that starts at `start`. */
 static void look_back(const struct head *h, const struct lam_rows *rows, int64_t text, int64_t at, struct window *w) {
     int64_t start = rows->bounds[text];
@@ -415,12 +463,14 @@ static void look_back(const struct head *h, const struct lam_rows *rows, int64_t
     }
 }
 
-/* Some heads of one text. They take turns every GROUP tokens, so that the rows of z stay in the second-level cache. */
+/* Some heads of one text. They take turns every GROUP tokens, so that the rows of z stay in the second-level cache; with
+ * two-way reading every chunk, so that what waits for its end stays in the first-level one. */
 struct running { memory state; struct window window; };
 
 static void forward_text(const struct head *heads, const struct lam_rows *rows, int64_t text, int64_t from, int64_t to,
-                         struct running *running) {
+                         struct running *running, struct waiting *waiting) {
     struct group group;
+    int64_t chunk = heads->chunk, turn = chunk ? chunk : GROUP;
     int64_t start = rows->bounds[text], end = rows->bounds[text + 1];
     for (int64_t i = from; i < to; i++) {
         if (rows->state)
@@ -429,17 +479,35 @@ static void forward_text(const struct head *heads, const struct lam_rows *rows, 
             memset(running[i].state, 0, sizeof(memory));
         look_back(heads + i, rows, text, start, &running[i].window);
     }
-    for (int64_t first = start; first < end; first += GROUP) {
-        int count = end - first < GROUP ? (int)(end - first) : GROUP;
+    for (int64_t first = start; first < end; first += turn) {
+        int64_t last = end - first < turn ? end : first + turn;
         for (int64_t i = from; i < to; i++) {
             const struct head *h = heads + i;
-            struct found found;
-            int64_t place = first * h->width + i * K;
-            before_memory(h, rows->z + first * rows->z_stride, rows->z_stride, count, &running[i].window, &group, 0);
-            look_up(running[i].state, group.k[0], &found);
-            for (int t = 0; t < count; t++)
-                through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], running[i].state, running[i].state, &found, 0);
-            after_memory(h, &group, count, rows->gate ? rows->gate + place : NULL, rows->y + place, h->width);
+            float(*state)[K][K] = running[i].state;
+            for (int64_t at = first; at < last; at += GROUP) {
+                int count = last - at < GROUP ? (int)(last - at) : GROUP;
+                struct found found;
+                before_memory(h, rows->z + at * rows->z_stride, rows->z_stride, count, &running[i].window, &group, 0);
+                look_up(state, group.k[0], &found);
+                if (chunk) {
+                    struct waiting *w = waiting + (at - first) / GROUP;
+                    for (int t = 0; t < count; t++)
+                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &found, 0, 1);
+                    memcpy(w->q, group.q, sizeof w->q);
+                    memcpy(w->o, group.o, sizeof w->o);
+                    memcpy(w->read, group.read[1], sizeof w->read);
+                } else {
+                    for (int t = 0; t < count; t++)
+                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &found, 0, 0);
+                    finish(h, rows, at, count, &group);
+                }
+            }
+            for (int64_t at = first; chunk && at < last; at += GROUP) {
+                int count = last - at < GROUP ? (int)(last - at) : GROUP;
+                struct waiting *w = waiting + (at - first) / GROUP;
+                read_slow(state[1], w->q, w->read, w->o, count, group.o, NULL);
+                finish(h, rows, at, count, &group);
+            }
         }
     }
     for (int64_t i = from; i < to; i++) {
@@ -467,17 +535,14 @@ static struct token pick(const struct group *g, int t) {
         g->q_scale[t], g->k_scale[t], g->o_scale[t], g->resonance[t]};
 }
 
-/* Backward of one token. dstate: gradient of the memories after it, replaced by that of the memories before it.
- * later: gradients of the convolution's outputs of the next three tokens, nearest first. w: its inputs before this one. */
-static void step_back(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b, int64_t at,
-                      const struct token *t, const memory before, const memory after, memory dstate,
-                      vec later[3][TAPS - 1][ROW], const struct window *w, struct lam_gradient *g) {
+/* Backward of one token from y to o: y = norm_weight * o * o_scale * sigmoid(gate). */
+INLINE void output_back(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b, int64_t at,
+                        const float *o, float o_scale, vec d_o[ROW], struct lam_gradient *g) {
     int64_t place = at * h->width + h->index * K;
-    /* y = norm_weight * o * o_scale * sigmoid(gate) */
-    vec d_o[ROW], n[ROW], dot = {0};
+    vec n[ROW], dot = {0};
     FOR_ROW {
         vec dy = load(b->dy + place + c * LANES), weight = load(h->norm_weight + c * LANES);
-        n[c] = load(t->o + c * LANES) * t->o_scale;
+        n[c] = load(o + c * LANES) * o_scale;
         if (rows->gate) {
             vec s = sigmoid(load(rows->gate + place + c * LANES));
             store(b->dgate + place + c * LANES, dy * n[c] * weight * s * (1 - s));
@@ -488,9 +553,23 @@ static void step_back(const struct head *h, const struct lam_rows *rows, const s
         dot += d_o[c] * n[c];
     }
     float mean = sum(dot) * (1.0f / K);
-    FOR_ROW d_o[c] = t->o_scale * (d_o[c] - n[c] * mean);
+    FOR_ROW d_o[c] = o_scale * (d_o[c] - n[c] * mean);
+}
 
-    /* o = sum read (q' after); after = decay before + k u', u = beta (write v - k' decay before) */
+/* Backward of one token. seen: the memories that it read. dstate: gradient of the memories after it, replaced by that of
+ * the memories before it. later: gradients of the convolution's outputs of the next three tokens, nearest first. w: its
+ * inputs before this one. With `two_way` chunk_back has been here: t->o is the gradient of o, and dstate has what reading
+ * the slow memory gives it. */
+INLINE void step_back(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b, int64_t at,
+                      const struct token *t, const memory before, const float (*const seen[2])[K], memory dstate,
+                      vec later[3][TAPS - 1][ROW], const struct window *w, struct lam_gradient *g, int two_way) {
+    vec d_o[ROW];
+    if (two_way)
+        FOR_ROW d_o[c] = load(t->o + c * LANES);
+    else
+        output_back(h, rows, b, at, t->o, t->o_scale, d_o, g);
+
+    /* o = sum read (q' seen); after = decay before + k u', u = beta (write v - k' decay before) */
     float dread[2], dwrite[2];
     vec da[2][ROW], du[2][ROW] = {0}, dq[ROW], dk[ROW], dv[ROW] = {0}, u[2][ROW], dr[2][ROW], rows_of[K];
     for (int mode = 0; mode < 2; mode++) {
@@ -503,10 +582,13 @@ static void step_back(const struct head *h, const struct lam_rows *rows, const s
         vec row = {0};
         for (int mode = 0; mode < 2; mode++)
             FOR_ROW {
-                vec d = load(dstate[mode][i] + c * LANES) + da[mode][c] * t->q[i];
-                store(dstate[mode][i] + c * LANES, d);
+                vec d = load(dstate[mode][i] + c * LANES);
+                if (!two_way || mode == 0) {
+                    d += da[mode][c] * t->q[i];
+                    store(dstate[mode][i] + c * LANES, d);
+                }
                 du[mode][c] += d * t->k[i];
-                row += load(after[mode][i] + c * LANES) * da[mode][c];
+                row += load(seen[mode][i] + c * LANES) * da[mode][c];
             }
         rows_of[i] = row;
     }
@@ -614,10 +696,30 @@ static void step_back(const struct head *h, const struct lam_rows *rows, const s
 }
 
 struct scratch {
-    memory first, dstate, states[BLOCK]; /* before the block; after each of its tokens */
-    struct group groups[BLOCK / GROUP];
+    memory first, dstate; /* before the block */
     vec later[3][TAPS - 1][ROW];
+    memory *states;       /* after each of its tokens */
+    struct group *groups;
 };
+
+/* Tokens of a block: whole chunks. */
+static int64_t block_size(int64_t chunk) { return !chunk ? BLOCK : chunk < BLOCK ? BLOCK / chunk * chunk : chunk; }
+
+/* Backward of a chunk's reading, its tokens from..to - 1 of the block that starts at `first`: from y to o, whose gradient
+ * replaces o, and on to the slow memory at its end. */
+static void chunk_back(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b, int64_t first,
+                       int64_t from, int64_t to, struct scratch *c, struct lam_gradient *gradient) {
+    for (int64_t at = from; at < to; at++) {
+        struct group *g = c->groups + at / GROUP;
+        int t = (int)(at % GROUP);
+        vec d_o[ROW];
+        output_back(h, rows, b, first + at, g->o[t], g->o_scale[t], d_o, gradient);
+        memcpy(g->o[t], d_o, sizeof d_o);
+        for (int j = 0; j < ROW; j++) d_o[j] *= g->read[1][t];
+        for (int i = 0; i < K; i++)
+            for (int j = 0; j < ROW; j++) add_to(c->dstate[1][i] + j * LANES, d_o[j] * g->q[t][i]);
+    }
+}
 
 /* A block of tokens forward again: with `keep` all that backward needs, else only the memories after it, in c->first. */
 static void forward_block(const struct head *h, const struct lam_rows *rows, int64_t first, int64_t count,
@@ -631,16 +733,30 @@ static void forward_block(const struct head *h, const struct lam_rows *rows, int
         for (int t = 0; t < size; t++) {
             float(*before)[K][K] = keep && at + t ? c->states[at + t - 1] : c->first;
             float(*after)[K][K] = keep ? c->states[at + t] : c->first;
-            through_memory(g, t, g->k[t + 1 < size ? t + 1 : t], before, after, &found, 1);
+            const float *next_k = g->k[t + 1 < size ? t + 1 : t];
+            if (h->chunk)
+                through_memory(g, t, next_k, before, after, &found, 1, 1);
+            else
+                through_memory(g, t, next_k, before, after, &found, 1, 0);
         }
-        after_memory(h, g, size, NULL, NULL, 0);
+        if (!h->chunk) {
+            after_memory(h, g, size, NULL, NULL, 0);
+        } else if (keep && (at + size == count || (at + size) % h->chunk == 0)) {
+            for (struct group *w = c->groups + at / h->chunk * h->chunk / GROUP; w <= g; w++) {
+                int waited = w < g ? GROUP : size;
+                read_slow(c->states[at + size - 1][1], w->q, w->read[1], w->o, waited, w->o, w->recall);
+                after_memory(h, w, waited, NULL, NULL, 0);
+            }
+        }
     }
 }
 
 /* Blocks of tokens from the last to the first; `starts` keeps the memories at the start of each. */
 static void backward_text(const struct head *h, const struct lam_rows *rows, const struct lam_backward *b,
                           int64_t text, struct scratch *c, memory *starts, struct lam_gradient *g) {
-    int64_t start = rows->bounds[text], end = rows->bounds[text + 1], blocks = (end - start + BLOCK - 1) / BLOCK;
+    int64_t start = rows->bounds[text], end = rows->bounds[text + 1], size = block_size(h->chunk);
+    int64_t blocks = (end - start + size - 1) / size;
+    const float(*read)[K] = NULL; /* the slow memory at the end of the chunk */
     struct window window;
     memset(c->dstate, 0, sizeof c->dstate);
     memset(c->later, 0, sizeof c->later);
@@ -651,18 +767,27 @@ static void backward_text(const struct head *h, const struct lam_rows *rows, con
     look_back(h, rows, text, start, &window);
     for (int64_t block = 0; block + 1 < blocks; block++) {
         memcpy(starts[block], c->first, sizeof(memory));
-        forward_block(h, rows, start + block * BLOCK, BLOCK, &window, c, 0);
+        forward_block(h, rows, start + block * size, size, &window, c, 0);
     }
     for (int64_t block = blocks - 1; block >= 0; block--) {
-        int64_t first = start + block * BLOCK, last = block + 1 < blocks ? first + BLOCK : end;
+        int64_t first = start + block * size, last = block + 1 < blocks ? first + size : end;
         if (block + 1 < blocks) memcpy(c->first, starts[block], sizeof(memory));
         look_back(h, rows, text, first, &window);
         forward_block(h, rows, first, last - first, &window, c, 1);
-        for (int64_t t = last - 1; t >= first; t--) {
-            struct token token = pick(c->groups + (t - first) / GROUP, (int)((t - first) % GROUP));
-            look_back(h, rows, text, t, &window);
-            step_back(h, rows, b, t, &token, t == first ? c->first : c->states[t - first - 1], c->states[t - first],
-                      c->dstate, c->later, &window, g);
+        for (int64_t at = last - first - 1; at >= 0; at--) {
+            const float(*before)[K][K] = at ? c->states[at - 1] : c->first, (*after)[K][K] = c->states[at];
+            if (h->chunk && (at == last - first - 1 || (at + 1) % h->chunk == 0)) {
+                read = c->states[at][1];
+                chunk_back(h, rows, b, first, at / h->chunk * h->chunk, at + 1, c, g);
+            }
+            struct token token = pick(c->groups + at / GROUP, (int)(at % GROUP));
+            look_back(h, rows, text, first + at, &window);
+            if (h->chunk)
+                step_back(h, rows, b, first + at, &token, before, (const float(*const[2])[K]){after[0], read},
+                          c->dstate, c->later, &window, g, 1);
+            else
+                step_back(h, rows, b, first + at, &token, before, (const float(*const[2])[K]){after[0], after[1]},
+                          c->dstate, c->later, &window, g, 0);
         }
     }
 }
@@ -682,23 +807,29 @@ static void forward_worker(void *data) {
     int64_t heads = work->layer->heads, prepared = 0;
     struct head *head = aligned_alloc(64, heads * sizeof *head);
     struct running *running = aligned_alloc(64, heads * sizeof *running);
-    while (head && running) {
+    struct waiting *waiting = aligned_alloc(64, (work->layer->chunk / GROUP + 1) * sizeof *waiting);
+    while (head && running && waiting) {
         int64_t piece = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
         if (piece >= work->pieces) break;
         int64_t text = piece / work->groups, group = piece % work->groups;
         for (; prepared < heads; prepared++) prepare(head + prepared, work->layer, prepared);
-        forward_text(head, work->rows, text, group * heads / work->groups, (group + 1) * heads / work->groups, running);
+        forward_text(head, work->rows, text, group * heads / work->groups, (group + 1) * heads / work->groups, running,
+                     waiting);
     }
-    free(head), free(running);
+    free(head), free(running), free(waiting);
 }
 
 static void backward_worker(void *data) {
     struct work *work = data;
     const struct lam_backward *b = work->backward;
     struct head head;
+    int64_t size = block_size(work->layer->chunk);
     struct scratch *scratch = aligned_alloc(64, sizeof *scratch);
-    memory *starts = aligned_alloc(64, (work->longest / BLOCK + 1) * sizeof(memory));
-    while (scratch && starts) {
+    memory *starts = aligned_alloc(64, (work->longest / size + 1) * sizeof(memory));
+    memory *states = aligned_alloc(64, size * sizeof(memory));
+    struct group *groups = aligned_alloc(64, size / GROUP * sizeof *groups);
+    if (scratch) scratch->states = states, scratch->groups = groups;
+    while (scratch && starts && states && groups) {
         int64_t piece = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
         if (piece >= work->pieces) break;
         int64_t index = piece / b->blocks, block = piece % b->blocks, texts = work->rows->texts;
@@ -707,7 +838,7 @@ static void backward_worker(void *data) {
              text++)
             backward_text(&head, work->rows, b, text, scratch, starts, b->gradient + block * head.heads + index);
     }
-    free(scratch), free(starts);
+    free(scratch), free(starts), free(states), free(groups);
 }
 
 /* The signature of GOMP_parallel: runs a function on a team of threads. torch's own OpenMP runtime is handed in, so that

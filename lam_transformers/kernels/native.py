@@ -13,7 +13,9 @@ from transformers.activations import GELUActivation
 
 WIDTH, TAPS, HIDDEN = 32, 4, 16
 # That of lam_memory_plain.c; to be raised, there and here, with every change of the structures or signatures.
-ABI = 1
+ABI = 2
+# Tokens of a chunk of two-way reading: a multiple of the kernel's group, at most so many (backward keeps a state of each).
+GROUP, MAX_CHUNK = 16, 256
 _VARIANTS = ("avx512", "avx2", "plain")
 
 
@@ -25,6 +27,7 @@ class _Layer(ctypes.Structure):
             "flux_in", "flux_in_bias", "flux_out", "flux_out_bias", "norm_weight",
         )),
         *((name, ctypes.c_float) for name in ("eps", "cosine", "sine")),
+        ("chunk", ctypes.c_int64),
     ]  # fmt: skip
 
 
@@ -114,6 +117,10 @@ def why_not_layer(memory) -> str | None:
     """
     if type(memory).__name__ != "LAMMemory":
         return f"the memory is a {type(memory).__name__}"
+    if (chunk := _chunk(memory)) is not None and (
+        type(chunk) is not int or chunk not in range(GROUP, MAX_CHUNK + 1, GROUP)
+    ):
+        return f"two_way_chunk is {chunk!r} (it is built for multiples of {GROUP} up to {MAX_CHUNK})"
     modules = memory._modules
     flux = modules["flux"]
     for name, module, kind in (
@@ -131,6 +138,11 @@ def why_not_layer(memory) -> str | None:
         if not is_plain(p, shape):
             return _why_not_parameters(memory, parameters)
     return None
+
+
+def _chunk(memory) -> int | None:
+    """Tokens of a chunk after which the slow memory is read (two-way reading), or None: after each token."""
+    return getattr(memory, "two_way_chunk", None)
 
 
 _PLAIN = (nn.Parameter, torch.Tensor)
@@ -241,7 +253,7 @@ def memory_layer(memory, projected, texts, state, conv):
     if gate is not None and not is_plain(gate, (batch * time, size)):
         return None
     bounds = torch.arange(batch + 1, device="cpu") * time if texts is None else texts.cu_seqlens
-    numbers = (memory.eps, memory.cos, memory.sin)
+    numbers = (memory.eps, memory.cos, memory.sin, _chunk(memory) or 0)
     parameters = _parameters(memory)
     with torch.autocast("cpu", enabled=False):
         z, gate = z.float(), None if gate is None else gate.float()
