@@ -1,7 +1,7 @@
 """Two-way reading of the slow memory in the native kernel against the same in float64 torch.
 
-A text is taken in chunks of `two_way_chunk` tokens from its start: the slow memory is read by the tokens of a chunk when
-all of it has been written, the fast one after each token.
+A text is taken in chunks of `two_way_chunk` tokens from its start: the tokens of a chunk read the slow memory when all of
+the chunk has been written, the fast one after each token.
 """
 
 import copy
@@ -10,8 +10,7 @@ import itertools
 import pytest
 import torch
 
-import lam_transformers.memory_lam as memory_lam
-from lam_transformers import kernels
+from lam_transformers import kernels, memory_lam
 from lam_transformers.delta_rule_lam import chunk_dual_delta_rule
 from lam_transformers.kernels import native
 from lam_transformers.packing_lam import PackedTexts

@@ -14,7 +14,7 @@ from transformers.activations import GELUActivation
 WIDTH, TAPS, HIDDEN = 32, 4, 16
 # That of lam_memory_plain.c; to be raised, there and here, with every change of the structures or signatures.
 ABI = 2
-# Tokens of a chunk of two-way reading: a multiple of the kernel's group, at most so many (backward keeps a state of each).
+# A chunk of two-way reading holds a multiple of the GROUP tokens of the kernel; backward keeps the states of all of it.
 GROUP, MAX_CHUNK = 16, 256
 _VARIANTS = ("avx512", "avx2", "plain")
 
