@@ -112,7 +112,7 @@ def _two_way(tokens, state, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch
 
 
 def twice(bounds: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of texts [N + 1 bounds] with those of each chunk twice: places [2 T], and which are the second time."""
+    """The tokens of texts (bounds [N + 1]), each chunk's twice: places [2 T], and which of them are the second time."""
     lengths = bounds.diff()
     start = torch.repeat_interleave(bounds[:-1], lengths)
     end = torch.repeat_interleave(bounds[1:], lengths)
