@@ -1,9 +1,9 @@
 """The memory rule with two-way reading as two Triton kernels, forward and backward.
 
 One program works on one memory of one head of one text, token by token, with the state [K, V] in registers. Chunks
-start at multiples of C tokens. A memory that reads one way answers a token's query right after the token has been written, a
-memory that reads two ways when the last token of its chunk has been. Backward computes the states before each token
-again, keeps them as float16 and walks back through them.
+start at multiples of C tokens. A memory that reads one way answers a token's query right after the token has been
+written, a memory that reads two ways when the last token of its chunk has been. Backward computes the states before
+each token again, keeps them as float16 and walks back through them.
 
 Alphabet: B texts, T tokens, H heads, M memories a head, K = V head size. This module needs triton and is imported only
 where it is used.
