@@ -1,0 +1,83 @@
+"""What the memories of a layer answer, with every kind of reading that was compared; one rule on CPU and GPU."""
+
+import torch
+from torch.nn import functional as F
+
+from ...delta_rule_lam import chunk_dual_delta_rule
+
+TWO_WAY = ("none", "slow", "all", "half")
+
+
+def memory_rule(q, k, v, log_decay, beta, chunk: int, two_way: str) -> torch.Tensor:
+    """Answers [B, T, 2 H, V] of the fast and slow memories, in mode space, before their read weights.
+
+    Args:
+        q, k: [B, T, H, K].
+        v: [B, T, 2 H, V], write weights included; fast and slow memory of a head next to each other.
+        log_decay, beta: [B, T, 2 H].
+        chunk: tokens of a chunk of two-way reading.
+        two_way: "none"; "slow": the slow memory of every head; "all": both memories of every head; "half": both
+            memories of every second head.
+
+    Raises ValueError for another word.
+    """
+    if two_way not in TWO_WAY:
+        raise ValueError(f"two_way must be one of {', '.join(TWO_WAY)}, got {two_way!r}.")
+    if two_way == "half":
+        return _every_second_head(q, k, v, log_decay, beta, chunk)
+    if q.device.type == "cuda":
+        from . import triton_rule
+
+        return triton_rule.memory_rule(q, k, v, log_decay, beta, chunk, two_way)
+    if two_way == "none":
+        return one_way_rule(q, k, v, log_decay, beta)
+    if two_way == "all":
+        return two_way_rule(q, k, v, log_decay, beta, chunk)
+    fast = one_way_rule(q, k, v[:, :, ::2], log_decay[:, :, ::2], beta[:, :, ::2])
+    slow = two_way_rule(q, k, v[:, :, 1::2], log_decay[:, :, 1::2], beta[:, :, 1::2], chunk)
+    return torch.stack([fast, slow], 3).flatten(2, 3)
+
+
+def one_way_rule(q, k, v, log_decay, beta) -> torch.Tensor:
+    """As `memory_rule` with "none", for one or two memories a head: the package's rule with the second mode empty."""
+    memories = v.shape[2] // q.shape[2]
+    q = q.repeat_interleave(memories, 2)
+    k = k.repeat_interleave(memories, 2)
+    first_only = torch.stack([torch.ones_like(log_decay), torch.zeros_like(log_decay)], -1)
+    answer, _ = chunk_dual_delta_rule(
+        q=q.float(), k=k.float(), v=v.float(), beta=beta, log_decay=torch.stack([log_decay, log_decay], -1),
+        write=first_only, read=first_only,
+    )  # fmt: skip
+    return answer
+
+
+def two_way_rule(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
+    """As `one_way_rule`, every token reading after the last token of its chunk.
+
+    By reordering: each chunk comes twice, first to be written, then to be read with nothing written or forgotten.
+    """
+    time = q.shape[1]
+    missing = -time % chunk
+
+    def twice(x, again: bool):
+        """[B, T, ...] -> [B, 2 T', ...] with T' a multiple of the chunk."""
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)).unflatten(1, (-1, chunk))
+        return torch.cat([x, x if again else torch.zeros_like(x)], 2).flatten(1, 2)
+
+    answer = one_way_rule(
+        twice(q, True), twice(k, True), twice(v, True), twice(log_decay, False), twice(beta, False)
+    )  # fmt: skip
+    return answer.unflatten(1, (-1, 2 * chunk))[:, :, chunk:].flatten(1, 2)[:, :time]
+
+
+def _every_second_head(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
+    heads = q.shape[2]
+    v, log_decay, beta = (x.unflatten(2, (heads, 2)) for x in (v, log_decay, beta))
+
+    def part(first: int, two_way: str):
+        """Every second head from `first` on: [B, T, H / 2, 2, V]."""
+        per_memory = [x[:, :, first::2].flatten(2, 3) for x in (v, log_decay, beta)]
+        answer = memory_rule(q[:, :, first::2], k[:, :, first::2], *per_memory, chunk, two_way)
+        return answer.unflatten(2, (-1, 2))
+
+    return torch.stack([part(0, "none"), part(1, "all")], 3).flatten(2, 4)
