@@ -27,14 +27,15 @@ static float *numbers(int64_t count, float scale) {
     return x;
 }
 
-static void check(forward run, backward back, int64_t heads, const int64_t *lengths, int64_t texts, int gated, int carried) {
+static void check(forward run, backward back, int64_t heads, const int64_t *lengths, int64_t texts, int gated, int carried,
+                  int64_t chunk) {
     int64_t width = heads * K, stride = 3 * width + 5 * heads + (gated ? 7 : 0), total = 0;
     int64_t *bounds = malloc((texts + 1) * sizeof *bounds);
     for (int64_t i = 0; i <= texts; i++) bounds[i] = total, total += i < texts ? lengths[i] : 0;
     float *p[] = {numbers(3 * width * TAPS, .5f), numbers(3 * width, .5f), numbers(2 * heads, 3), numbers(heads * K * K, .2f),
                   numbers(heads, 1), numbers(HIDDEN * (2 * K + 1), .3f), numbers(HIDDEN, .3f), numbers(HIDDEN, 1),
                   numbers(1, 1), numbers(K, 1)};
-    struct lam_layer layer = {heads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], 1e-5f, .9f, .4f};
+    struct lam_layer layer = {heads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], 1e-5f, .9f, .4f, chunk};
     float *z = numbers(total ? (total - 1) * stride + 3 * width + 5 * heads : 0, 3);
     float *gate = gated ? numbers(total * width, 3) : NULL, *y = numbers(total * width, 1), *dy = numbers(total * width, 1);
     float *state = carried ? numbers(texts * heads * 2 * K * K, 1) : NULL;
@@ -64,7 +65,7 @@ static void check_elementwise(gelu activate, add_norm add, int64_t rows, int64_t
 }
 
 int main(void) {
-    static const int64_t lengths[] = {0, 1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 130, 200};
+    static const int64_t lengths[] = {0, 1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 130, 200}, chunks[] = {0, 16, 48, 64, 128};
     forward runs[] = {lam_forward_avx512, lam_forward_avx2, lam_forward_plain};
     backward backs[] = {lam_backward_avx512, lam_backward_avx2, lam_backward_plain};
     gelu gelus[] = {lam_gelu_avx512, lam_gelu_avx2, lam_gelu_plain};
@@ -75,9 +76,9 @@ int main(void) {
             for (int64_t rows = 0; rows < 3; rows++) check_elementwise(gelus[variant], norms[variant], rows, width);
         check_elementwise(gelus[variant], norms[variant], 50, 1536);
         for (int kind = 0; kind < 4; kind++) {
-            for (int i = 0; i < 14; i++) check(runs[variant], backs[variant], 3, lengths + i, 1, kind & 1, kind & 2);
-            check(runs[variant], backs[variant], 2, lengths, 14, kind & 1, kind & 2);
-            check(runs[variant], backs[variant], 2, lengths, 0, kind & 1, kind & 2);
+            for (int i = 0; i < 14; i++) check(runs[variant], backs[variant], 3, lengths + i, 1, kind & 1, kind & 2, 0);
+            for (int i = 0; i < 5; i++) check(runs[variant], backs[variant], 2, lengths, 14, kind & 1, kind & 2, chunks[i]);
+            check(runs[variant], backs[variant], 2, lengths, 0, kind & 1, kind & 2, 0);
         }
         printf("variant %d\n", variant);
     }

@@ -352,9 +352,9 @@ def test_a_chunk_size_below_one_is_refused(rule, size):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_face_has_the_same_keyword_only_signature(rule):
     parameters = inspect.signature(rule).parameters
-    assert list(parameters) == [*TOKEN_NAMES, "state", "cu_seqlens", "chunk_size"]
+    assert list(parameters) == [*TOKEN_NAMES, "state", "cu_seqlens", "chunk_size", "two_way_chunk"]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters.values())
-    assert all(parameters[n].default is None for n in ("state", "cu_seqlens", "chunk_size"))
+    assert all(parameters[n].default is None for n in ("state", "cu_seqlens", "chunk_size", "two_way_chunk"))
 
 
 def test_the_reference_is_at_most_50_lines():

@@ -1,7 +1,7 @@
 """Two-way reading of the slow memory in the native kernel against the same in float64 torch.
 
-A text is taken in chunks of `two_way_chunk` tokens from its start: the tokens of a chunk read the slow memory when all
-of the chunk has been written, the fast one after each token.
+A text is taken in chunks of `two_way_chunk` tokens from its start: its tokens read the slow memory when all of their
+chunk has been written, the fast one after each token.
 """
 
 import copy

@@ -203,6 +203,9 @@ def test_sessions_and_late_chunks_are_one_pass(encoder):
     spans = encoder.model.tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"][1:-1]
     first = torch.stack([s for s, (_, end) in zip(states, spans, strict=True) if end <= chunks[0].end]).mean(0)
     assert np.abs(chunks[0].embedding - torch.nn.functional.normalize(first, dim=0).numpy()).max() < 1e-5
+    # The last tokens share their chunk with the closing one.
+    last = torch.stack([s for s, (start, _) in zip(states, spans, strict=True) if start >= chunks[-1].start]).mean(0)
+    assert np.abs(chunks[-1].embedding - torch.nn.functional.normalize(last, dim=0).numpy()).max() < 1e-5
 
 
 def test_configurations_of_before_read_one_way():

@@ -126,12 +126,13 @@ def _states(parts: Parts, text: str) -> Iterator[tuple[torch.Tensor, np.ndarray]
                 yield ids[:SEGMENT]
                 ids, offsets = ids[SEGMENT:], offsets[SEGMENT:]
         waiting.append(np.array(offsets, dtype=np.int64).reshape(-1, 2))
-        yield ids
+        # The closing token is read too: where the model reads two ways, the last tokens see it.
+        yield ids + parts.tokenizer.closing
 
     skip = opening
     for states, _ in stream(parts.lam, segments()):
         offsets = waiting.pop(0)
-        yield states[skip:], offsets[skip:]
+        yield states[skip : len(offsets)], offsets[skip:]
         skip = 0
 
 

@@ -372,7 +372,7 @@ def build_pool(data: Path, out: Path, base: str, settings: PoolSettings) -> None
     """Write the pool of a data folder, tokenised as the model `base`."""
     builder = PoolBuilder(data, settings)
     builder.build()
-    builder.write(out, AutoTokenizer.from_pretrained(base_path(base)))
+    builder.write(out, AutoTokenizer.from_pretrained(base_path(base), trust_remote_code=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
