@@ -76,8 +76,8 @@ def _every_second_head(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
 
     def part(first: int, two_way: str):
         """Every second head from `first` on: [B, T, H / 2, 2, V]."""
-        per_memory = [x[:, :, first::2].flatten(2, 3) for x in (v, log_decay, beta)]
-        answer = memory_rule(q[:, :, first::2], k[:, :, first::2], *per_memory, chunk, two_way)
+        ours, decays, strengths = (x[:, :, first::2].flatten(2, 3) for x in (v, log_decay, beta))
+        answer = memory_rule(q[:, :, first::2], k[:, :, first::2], ours, decays, strengths, chunk, two_way)
         return answer.unflatten(2, (-1, 2))
 
     return torch.stack([part(0, "none"), part(1, "all")], 3).flatten(2, 4)

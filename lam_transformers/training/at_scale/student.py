@@ -5,6 +5,8 @@ memory rule is three plain functions that torch.compile joins into few GPU kerne
 Alphabet: B texts, T tokens, H heads, K = V head size, D = H K.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -100,7 +102,7 @@ class Student(nn.Module):
         self.two_way = two_way
         self.chunk = chunk
         self.look_ahead = look_ahead
-        functions = [prepare_memory, finish_memory, add_and_normalise]
+        functions: list[Any] = [prepare_memory, finish_memory, add_and_normalise]
         if compiled:
             functions = [torch.compile(function, dynamic=True) for function in functions]
         self._prepare, self._finish, self._normalise = functions

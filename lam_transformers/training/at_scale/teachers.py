@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -43,7 +44,8 @@ class Teacher:
 
     @property
     def width(self) -> int:
-        return self.model.config.hidden_size
+        config: Any = self.model.config
+        return config.hidden_size
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The last states [B, T, D] for the pool's ids [B, T] and mask [B, T] bool."""
