@@ -15,8 +15,9 @@ import torch
 
 from ...conversion.from_bert import lam_from_bert
 from ...evaluation.embedding import mean_pool
+from ..losses import similarity_loss
 from .dev_scores import DevScores
-from .losses import hidden_loss, off_diagonal_error
+from .losses import hidden_loss
 from .student import Student
 from .teachers import BASE, Teacher, base_path, load_teacher
 from .texts import Pool, half_precision, length_batches, say
@@ -142,7 +143,7 @@ class Comparison:
         embedding = (1 - (embedded * wanted).sum(-1)).mean()
         embedded = embedded[:2048]
         wanted = wanted[:2048]
-        similarity = off_diagonal_error(embedded @ embedded.T, wanted @ wanted.T)
+        similarity = similarity_loss(embedded @ embedded.T, wanted @ wanted.T)
         weights = FIRST_WEIGHTS if first_half else SECOND_WEIGHTS
         loss = weights[0] * hidden + weights[1] * embedding + weights[2] * similarity
         return loss, {"hidden": hidden, "embedding": embedding, "similarity": similarity}

@@ -21,13 +21,6 @@ def hidden_loss(states, teacher_states, mask: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def off_diagonal_error(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of two matrices [N, N], N > 1, without their diagonals."""
-    difference = ours - theirs
-    count = len(difference)
-    return (difference.square().sum() - difference.diagonal().square().sum()) / (count * (count - 1))
-
-
 def row_divergence(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:
     """Mean over the rows of KL(softmax(theirs / temperature) || softmax(ours / temperature)), [N, M] each."""
     return F.kl_div(

@@ -1,7 +1,6 @@
 """What the memories of a layer answer, with every kind of reading that was compared; one rule on CPU and GPU."""
 
 import torch
-from torch.nn import functional as F
 
 from ...delta_rule_lam import chunk_dual_delta_rule
 
@@ -39,35 +38,27 @@ def memory_rule(q, k, v, log_decay, beta, chunk: int, two_way: str) -> torch.Ten
 
 
 def one_way_rule(q, k, v, log_decay, beta) -> torch.Tensor:
-    """As `memory_rule` with "none", for one or two memories a head: the package's rule with the second mode empty."""
-    memories = v.shape[2] // q.shape[2]
-    q = q.repeat_interleave(memories, 2)
-    k = k.repeat_interleave(memories, 2)
-    first_only = torch.stack([torch.ones_like(log_decay), torch.zeros_like(log_decay)], -1)
-    answer, _ = chunk_dual_delta_rule(
-        q=q.float(), k=k.float(), v=v.float(), beta=beta, log_decay=torch.stack([log_decay, log_decay], -1),
-        write=first_only, read=first_only,
-    )  # fmt: skip
-    return answer
+    """As `memory_rule` with "none", for one or two memories a head."""
+    return _package_rule(q, k, v, log_decay, beta, mode=0)
 
 
 def two_way_rule(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
-    """As `one_way_rule`, every token reading after the last token of its chunk.
+    """As `one_way_rule`, every token reading after the last token of its chunk."""
+    return _package_rule(q, k, v, log_decay, beta, mode=1, two_way_chunk=chunk)
 
-    By reordering: each chunk comes twice, first to be written, then to be read with nothing written or forgotten.
-    """
-    time = q.shape[1]
-    missing = -time % chunk
 
-    def twice(x, again: bool):
-        """[B, T, ...] -> [B, 2 T', ...] with T' a multiple of the chunk."""
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)).unflatten(1, (-1, chunk))
-        return torch.cat([x, x if again else torch.zeros_like(x)], 2).flatten(1, 2)
-
-    answer = one_way_rule(
-        twice(q, True), twice(k, True), twice(v, True), twice(log_decay, False), twice(beta, False)
+def _package_rule(q, k, v, log_decay, beta, mode: int, two_way_chunk: int | None = None) -> torch.Tensor:
+    """Each memory as a head of its own of the package's rule, in one mode (0 fast, 1 slow) with the other empty."""
+    memories = v.shape[2] // q.shape[2]
+    q = q.repeat_interleave(memories, 2)
+    k = k.repeat_interleave(memories, 2)
+    weights = torch.zeros_like(log_decay).unsqueeze(-1).repeat(1, 1, 1, 2)
+    weights[..., mode] = 1
+    answer, _ = chunk_dual_delta_rule(
+        q=q.float(), k=k.float(), v=v.float(), beta=beta, log_decay=torch.stack([log_decay, log_decay], -1),
+        write=weights, read=weights, two_way_chunk=two_way_chunk,
     )  # fmt: skip
-    return answer.unflatten(1, (-1, 2 * chunk))[:, :, chunk:].flatten(1, 2)[:, :time]
+    return answer
 
 
 def _every_second_head(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:

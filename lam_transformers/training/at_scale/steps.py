@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...evaluation.embedding import mean_pool
-from .losses import hidden_loss, off_diagonal_error, row_divergence
+from ..losses import similarity_loss
+from .losses import hidden_loss, row_divergence
 from .settings import RunSettings
 from .student import Student
 from .teachers import Teacher
@@ -216,7 +217,7 @@ class Distillation:
         wanted = self.targets.similarity(rows[: self.SIMILARITY_TEXTS], rows[: self.SIMILARITY_TEXTS])
         ours = some @ some.T
         short = F.normalize(some[:, : self.settings.short_dimensions], dim=-1)
-        similarity = off_diagonal_error(ours, wanted) + 0.5 * off_diagonal_error(short @ short.T, wanted)
+        similarity = similarity_loss(ours, wanted) + 0.5 * similarity_loss(short @ short.T, wanted)
         not_itself = 9 * torch.eye(len(some), device=some.device)
         divergence = row_divergence(ours - not_itself, wanted - not_itself, self.TEMPERATURE)
         loss = (
@@ -464,7 +465,7 @@ class LongTexts:
         late = (1 - (inside * target).sum(-1)).mean()
         mean = (1 - (whole * document).sum(-1)).mean()
         short = (1 - (alone * taught).sum(-1)).mean()
-        similarity = off_diagonal_error(inside @ inside.T, target @ target.T)
+        similarity = similarity_loss(inside @ inside.T, target @ target.T)
         contrast = self._contrast(whole, documents)
         loss = 10 * late + 10 * mean + 2 * short + 40 * similarity + 0.1 * contrast
         parts = {"late chunks": late, "mean of chunks": mean, "chunks alone": short, "long contrast": contrast}
