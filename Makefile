@@ -11,8 +11,9 @@ MODEL ?= LAM-base-v1
 FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb peft setfit keybert bertopic txtai
 ENDS := newest lowest
 # What another version of transformers, sentence-transformers or torch could break; TESTS=tests runs everything there.
-TESTS ?= $(addprefix tests/test_,$(addsuffix .py,compatibility configuration modeling state segments streaming encoding \
-	sentence_transformers_module export registration release))
+TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_release.py tests/encoding \
+	$(addprefix tests/model/test_,$(addsuffix .py,configuration modeling state segments streaming \
+	sentence_transformers_module)) tests/checkpoints/test_export.py
 # Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
@@ -46,7 +47,7 @@ test-all: $(VENV)/.dev test-frameworks
 test-frameworks: $(FRAMEWORKS:%=test-%)
 
 $(FRAMEWORKS:%=test-%): test-%: $(VENV)/frameworks/%/.done
-	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/test_integration_$(subst -,_,$*).py
+	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/integrations/test_integration_$(subst -,_,$*).py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import lam_transformers  # noqa: F401  (makes AutoModel know LAM)
-from lam_transformers.base import base_path
-from lam_transformers.evaluation.embedding import embed_texts
-from lam_transformers.evaluation.record import write_result
-from lam_transformers.evaluation.retrieval import evaluate_retrieval
-from lam_transformers.evaluation.sts import evaluate_sts
+from lam_transformers.io.loading import base_path
+from lam_transformers.io.results import write_result
+from lam_transformers.scoring.pooling import embed_texts
+from lam_transformers.scoring.retrieval import evaluate_retrieval
+from lam_transformers.scoring.sts import evaluate_sts
 
 RESAMPLES = 1000
 

@@ -31,7 +31,7 @@ def load(name: str, dtype: str, longest: int):
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lam_transformers.base import base_path
+    from lam_transformers.io.loading import base_path
 
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa"} if name == BASELINE else {"dtype": dtype}
     own_code = name != BASELINE  # that of the LAM folder, as a stranger runs it
@@ -113,7 +113,7 @@ def against_short(model, text: str, short: list[str], rounds: int) -> dict:
 
 
 def measure_memory(name: str, dtype: str, source: str, tokens: int) -> dict:
-    from lam_transformers.evaluation.scaling import PeakMemory
+    from lam_transformers.evaluation.parts.scaling import PeakMemory
 
     model = load(name, dtype, tokens)
     text = cut(model, source, tokens, 1)[0]
@@ -141,7 +141,7 @@ def main() -> None:
         print(json.dumps(measure_memory(name, arguments.dtype, source, int(tokens))))
         return
 
-    from lam_transformers.evaluation.record import write_result
+    from lam_transformers.io.results import write_result
 
     own = load(arguments.model, arguments.dtype, 0)
     rows: dict[str, dict] = {}

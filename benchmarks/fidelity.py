@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from lam_transformers import LAMModel
-from lam_transformers.base import base_path
-from lam_transformers.evaluation.record import write_result
-from lam_transformers.training.data import read_records
+from lam_transformers.io.files import read_records
+from lam_transformers.io.loading import base_path
+from lam_transformers.io.results import write_result
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -24,7 +24,7 @@ def measure(model_name: str, source: Path, tokens: int, check: bool) -> dict:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lam_transformers.evaluation.scaling import PeakMemory
+    from lam_transformers.evaluation.parts.scaling import PeakMemory
 
     model = SentenceTransformer(model_name, trust_remote_code=True)
     once = source.read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def main() -> None:
         again = in_fresh_process(__file__, arguments.model, *options, environment=GIVE_BACK)
         rows.append(row | {f"{name}_giving_back": again[name] for name in ("seconds", "peak_mb_above_loaded")})
         print(rows[-1], flush=True)
-    from lam_transformers.evaluation.record import write_result
+    from lam_transformers.io.results import write_result
 
     write_result(arguments.out, {"giving_back": GIVE_BACK, "runs": rows})
 

@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
 from lam_transformers import LAMEncoder
-from lam_transformers.base import base_path
-from lam_transformers.evaluation.record import write_result
-from lam_transformers.training.data import read_records
+from lam_transformers.io.files import read_records
+from lam_transformers.io.loading import base_path
+from lam_transformers.io.results import write_result
 from lam_transformers.training.longtext import nearest_of_same_source, training_half
 
 

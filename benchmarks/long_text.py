@@ -26,7 +26,7 @@ def measure(model_name: str, text: Path, tokens: int, segment: int) -> dict:
     from transformers import AutoModel, AutoTokenizer
 
     import lam_transformers  # noqa: F401
-    from lam_transformers.evaluation.scaling import PeakMemory
+    from lam_transformers.evaluation.parts.scaling import PeakMemory
 
     model = AutoModel.from_pretrained(model_name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_name)
@@ -83,7 +83,7 @@ def main() -> None:
         options = ("--text", arguments.text, "--segment", arguments.segment, "--tokens", tokens)
         rows.append(in_fresh_process(__file__, arguments.model, *options, environment=GIVE_BACK))
         print(rows[-1], flush=True)
-    from lam_transformers.evaluation.record import write_result
+    from lam_transformers.io.results import write_result
 
     write_result(arguments.out, {"segment": arguments.segment, "environment_variables": GIVE_BACK, "runs": rows})
 

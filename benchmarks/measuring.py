@@ -29,7 +29,7 @@ def in_fresh_process(script: str, *arguments: Any, environment: dict[str, str] |
 
 def natural_sentences(data: Path) -> list[str]:
     """The first 5,000 different sentences of the STS-B dev and test pairs in `data`/sts."""
-    from lam_transformers.training.data import read_records
+    from lam_transformers.io.files import read_records
 
     files = [data / "sts" / f"stsb_{split}.jsonl.gz" for split in ("dev", "test")]
     both = [record[name] for file in files for record in read_records(file) for name in ("sentence1", "sentence2")]

@@ -16,8 +16,8 @@ import torch
 from measuring import natural_sentences
 from sentence_transformers import SentenceTransformer
 
-from lam_transformers.conversion.export import export_model
-from lam_transformers.evaluation.record import write_result
+from lam_transformers.checkpoints.export import export_model
+from lam_transformers.io.results import write_result
 
 
 def main() -> None:

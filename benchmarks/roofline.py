@@ -67,7 +67,7 @@ def main() -> None:
             "fraction": {"median": round(statistics.median(fractions), 3), "all": [round(f, 3) for f in fractions]},
         }
         print(tokens, rows[str(tokens)], flush=True)
-    from lam_transformers.evaluation.record import write_result
+    from lam_transformers.io.results import write_result
 
     out = arguments.out or Path(f"benchmarks/results/roofline_{arguments.dtype}.json")
     write_result(out, {"dtype": arguments.dtype, "backend": model.transformers_model.backend, "rows": rows})

@@ -13,24 +13,24 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Chunk": "encoding",
-    "LAMConfig": "configuration_lam",
+    "LAMConfig": "model.configuration_lam",
     "LAMEncoder": "encoding",
-    "LAMForMaskedLM": "heads_lam",
-    "LAMForSequenceClassification": "heads_lam",
-    "LAMForTokenClassification": "heads_lam",
-    "LAMModel": "modeling_lam",
-    "LAMModelOutput": "modeling_lam",
-    "LAMPreTrainedModel": "modeling_lam",
-    "LAMPublishedConfig": "configuration_lam_published",
-    "LAMPublishedModel": "modeling_lam_published",
+    "LAMForMaskedLM": "model.heads_lam",
+    "LAMForSequenceClassification": "model.heads_lam",
+    "LAMForTokenClassification": "model.heads_lam",
+    "LAMModel": "model.modeling_lam",
+    "LAMModelOutput": "model.modeling_lam",
+    "LAMPreTrainedModel": "model.modeling_lam",
+    "LAMPublishedConfig": "published.configuration_lam_published",
+    "LAMPublishedModel": "published.modeling_lam_published",
     "LAMSession": "encoding",
-    "LAMState": "state_lam",
-    "LAMTransformer": "sentence_transformers_module",
-    "chunk_dual_delta_rule": "delta_rule_lam",
-    "dual_delta_rule": "delta_rule_lam",
+    "LAMState": "model.state_lam",
+    "LAMTransformer": "model.sentence_transformers_module",
+    "chunk_dual_delta_rule": "model.delta_rule_lam",
+    "dual_delta_rule": "model.delta_rule_lam",
     "late_chunks": "encoding",
     "quantize": "quantization",
-    "recurrent_dual_delta_rule": "delta_rule_lam",
+    "recurrent_dual_delta_rule": "model.delta_rule_lam",
 }
 
 __all__ = [
@@ -56,16 +56,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .configuration_lam import LAMConfig
-    from .configuration_lam_published import LAMPublishedConfig
-    from .delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
     from .encoding import Chunk, LAMEncoder, LAMSession, late_chunks
-    from .heads_lam import LAMForMaskedLM, LAMForSequenceClassification, LAMForTokenClassification
-    from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
-    from .modeling_lam_published import LAMPublishedModel
+    from .model.configuration_lam import LAMConfig
+    from .model.delta_rule_lam import chunk_dual_delta_rule, dual_delta_rule, recurrent_dual_delta_rule
+    from .model.heads_lam import LAMForMaskedLM, LAMForSequenceClassification, LAMForTokenClassification
+    from .model.modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
+    from .model.sentence_transformers_module import LAMTransformer
+    from .model.state_lam import LAMState
+    from .published.configuration_lam_published import LAMPublishedConfig
+    from .published.modeling_lam_published import LAMPublishedModel
     from .quantization import quantize
-    from .sentence_transformers_module import LAMTransformer
-    from .state_lam import LAMState
 
 
 def __getattr__(name: str):

@@ -15,10 +15,10 @@ _AUTO_MODEL = "transformers.models.auto.modeling_auto"
 _LAYERS, _UTILS = "transformers.modeling_layers", "transformers.modeling_utils"
 # (model type, module and class of its configuration, module and class of its model)
 _FAMILIES = (
-    ("lam", "configuration_lam", "LAMConfig", "modeling_lam", "LAMModel"),
+    ("lam", "model.configuration_lam", "LAMConfig", "model.modeling_lam", "LAMModel"),
     (
-        "lam_published", "configuration_lam_published", "LAMPublishedConfig",
-        "modeling_lam_published", "LAMPublishedModel",
+        "lam_published", "published.configuration_lam_published", "LAMPublishedConfig",
+        "published.modeling_lam_published", "LAMPublishedModel",
     ),
 )  # fmt: skip
 
@@ -51,7 +51,7 @@ def _register_heads() -> None:
     auto = sys.modules[_AUTO_MODEL]
     for auto_class, head in _HEADS.items():
         getattr(auto, auto_class).register(
-            _own("configuration_lam", "LAMConfig"), _own("heads_lam", head), exist_ok=True
+            _own("model.configuration_lam", "LAMConfig"), _own("model.heads_lam", head), exist_ok=True
         )
 
 
@@ -71,7 +71,7 @@ _ACTIONS: tuple[tuple[str, Callable[[], None], set[str]], ...] = (
     ),
     (
         _AUTO_MODEL, _register_heads,
-        {_AUTO_MODEL, f"{__package__}.heads_lam", f"{__package__}.modeling_lam", _LAYERS, _UTILS},
+        {_AUTO_MODEL, f"{__package__}.model.heads_lam", f"{__package__}.model.modeling_lam", _LAYERS, _UTILS},
     ),
 )  # fmt: skip
 _WATCHED = frozenset().union(*(modules for _, _, modules in _ACTIONS))

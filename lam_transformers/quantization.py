@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .modeling_lam import LAMModel
+from .model.modeling_lam import LAMModel
 
 
 def quantize(model):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from handbook import ROOT
 
-from lam_transformers.evaluation.record import environment
+from lam_transformers.io.results import environment
 
 ROWS = {"lowest": "test-lowest", "pinned": "test", "newest": "test-newest"}
 DOORS = ("stranger", "installed")

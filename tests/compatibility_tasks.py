@@ -76,7 +76,7 @@ def long(encoder, folder: Path) -> None:
     same("encode", encoder.encode(text), pooled(states))
     same("encode in a batch", encoder.encode([SHORT[0], text, SHORT[1]])[1], pooled(states))
     if INSTALLED:
-        from lam_transformers.cli import app
+        from lam_transformers.cli.app import app
         from lam_transformers.encoding import late_chunks
 
         chunks = late_chunks(encoder, text, 500)
@@ -146,8 +146,8 @@ def train(encoder, folder: Path) -> None:
 def export(encoder, folder: Path) -> None:
     lam = encoder.transformers_model
     if INSTALLED:
-        from lam_transformers.conversion.export import export_model
-        from lam_transformers.conversion.onnx import export_segment
+        from lam_transformers.checkpoints.export import export_model
+        from lam_transformers.checkpoints.onnx import export_segment
 
         export_model(FOLDER, folder / "exported", torch.float32)
         again = load(folder / "exported")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lam_transformers import LAMEncoder, LAMSession, kernels
-from lam_transformers.conversion.export import export_model
+from lam_transformers.checkpoints.export import export_model
 from lam_transformers.quantization import quantize
 
 from .helpers import assert_close_rms, hidden, random_ids, read_in_pieces, relative_rms

@@ -12,16 +12,16 @@ import lam_transformers
 MODEL_IS_KNOWN = """
 from transformers import AutoConfig, AutoModel
 config = AutoConfig.for_model("lam", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
-assert type(config).__module__ == "lam_transformers.configuration_lam", type(config)
+assert type(config).__module__ == "lam_transformers.model.configuration_lam", type(config)
 model = AutoModel.from_config(config)
-assert type(model).__module__ == "lam_transformers.modeling_lam", type(model)
+assert type(model).__module__ == "lam_transformers.model.modeling_lam", type(model)
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 for auto in (AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification):
-    assert type(auto.from_config(config)).__module__ == "lam_transformers.heads_lam", auto
+    assert type(auto.from_config(config)).__module__ == "lam_transformers.model.heads_lam", auto
 config = AutoConfig.for_model(
     "lam_published", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9
 )
-assert type(AutoModel.from_config(config)).__module__ == "lam_transformers.modeling_lam_published"
+assert type(AutoModel.from_config(config)).__module__ == "lam_transformers.published.modeling_lam_published"
 """
 
 
@@ -64,11 +64,13 @@ print(seconds)
         "from lam_transformers import LAMModel",
         "import lam_transformers; from transformers import BertModel",
         pytest.param("from lam_transformers import LAMPublishedModel", marks=pytest.mark.slow),
-        pytest.param("from lam_transformers.modeling_lam_published import LAMPublishedModel", marks=pytest.mark.slow),
+        pytest.param(
+            "from lam_transformers.published.modeling_lam_published import LAMPublishedModel", marks=pytest.mark.slow
+        ),
         pytest.param("from lam_transformers import LAMPublishedConfig", marks=pytest.mark.slow),
         pytest.param("import transformers; import lam_transformers", marks=pytest.mark.slow),
         pytest.param("from transformers import AutoConfig; import lam_transformers", marks=pytest.mark.slow),
-        pytest.param("from lam_transformers.modeling_lam import LAMModel", marks=pytest.mark.slow),
+        pytest.param("from lam_transformers.model.modeling_lam import LAMModel", marks=pytest.mark.slow),
         pytest.param("from lam_transformers import LAMConfig", marks=pytest.mark.slow),
         pytest.param("import lam_transformers; from transformers import Trainer", marks=pytest.mark.slow),
         pytest.param("import lam_transformers; import transformers.modeling_layers", marks=pytest.mark.slow),

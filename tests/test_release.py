@@ -11,8 +11,8 @@ import pytest
 import torch
 from handbook import ROOT, read_passages, read_questions, recall
 
-from lam_transformers.checks_lam import weights_checksum
-from lam_transformers.conversion.export import PACKAGE, SHIPPED_CODE
+from lam_transformers.checkpoints.export import SHIPPED_CODE, shipped_file
+from lam_transformers.model.checks_lam import weights_checksum
 
 RELEASE = ROOT / "LAM-base-v1"
 FILES = {
@@ -55,7 +55,7 @@ REGISTERED = """
 import lam_transformers
 model, info = AutoModel.from_pretrained("LAM-base-v1", output_loading_info=True)
 assert not any(info.values()), info
-assert type(model).__module__ == "lam_transformers.modeling_lam"
+assert type(model).__module__ == "lam_transformers.model.modeling_lam"
 np.save(sys.argv[2], embed(model, AutoTokenizer.from_pretrained("LAM-base-v1")))
 """
 SENTENCE_TRANSFORMERS = """
@@ -105,12 +105,12 @@ def test_the_folder_holds_exactly_what_it_should():
 
 @pytest.mark.parametrize("name", SHIPPED_CODE)
 def test_shipped_code_is_the_packages_own(name):
-    assert (RELEASE / name).read_bytes() == (PACKAGE / name).read_bytes(), "run `lam export` to refresh LAM-base-v1"
+    assert (RELEASE / name).read_bytes() == shipped_file(name).read_bytes(), "run `lam export` to refresh LAM-base-v1"
 
 
 @pytest.mark.parametrize("name", SHIPPED_CODE)
 def test_shipped_code_is_short_and_flat(name):
-    text = (PACKAGE / name).read_text()
+    text = shipped_file(name).read_text()
     assert len(text.splitlines()) < 450
     relative = [line for line in text.splitlines() if line.strip().startswith("from .")]
     assert all(line.split()[1].lstrip(".") + ".py" in SHIPPED_CODE for line in relative), relative

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .options import EncodeOptions
-from .reading import Row, Source
+from .rows import Row, Source
 
 MANIFEST, SKIPPED, LOCK = "manifest.json", "skipped.jsonl", ".lock"
 TEMPORARY = ".tmp"
@@ -265,7 +265,7 @@ class OutputFolder:
         if self._writer is None:
             with_ids = self.options.id_column is not None
             if self.options.format == "parquet":
-                from .parquet import ParquetShard
+                from .read_parquet import ParquetShard
 
                 self._writer = ParquetShard(self._temporary[0], self.sources, with_ids)
             else:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from .encoder import Encoded, Encoder, ModelSource
+from .block_encoder import Encoded, Encoder, ModelSource
 from .options import EncodeOptions
-from .reading import read_blocks
+from .rows import read_blocks
 
 AGAIN = "The same command again resumes."
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .encoder import encode_locally, find_model
+from .block_encoder import encode_locally, find_model
 from .options import EncodeOptions
 from .output import OutputFolder
-from .reading import open_sources, read_blocks
+from .rows import open_sources, read_blocks
 
 BATCHES_PER_BLOCK = 32  # encode sorts the texts of a block by length
 
@@ -72,7 +72,7 @@ def encode_files(
     if workers is not None and (engine == "local" or workers < 1):
         raise ValueError(f"workers is {workers}; it needs the ray engine and a number of at least 1.")
     if options.format == "parquet":
-        from .parquet import require_pyarrow
+        from .read_parquet import require_pyarrow
 
         require_pyarrow()
     names = [os.fspath(file) for file in files]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..packing_lam import SEGMENT
-from ..streaming_lam import RunningPool, check_text, stream
-from .parts import Parts
+from ..model.packing_lam import SEGMENT
+from ..model.streaming_lam import RunningPool, check_text, stream
+from .pipeline import Parts
 
 # The end of a sentence: a full stop, question or exclamation mark with what closes quotations behind it, before a
 # space; their East Asian forms need none. A line that ends in a blank line is a sentence too.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks_lam import check_is_lam, read_json
+from ..model.checks_lam import check_is_lam, read_json
 from .session import LAMSession
 
 
@@ -69,7 +69,7 @@ def _load(path: str, device: str | None, kwargs: dict[str, Any]):
     from sentence_transformers.sentence_transformer.modules import Normalize
     from sentence_transformers.util import import_from_string, load_file_path
 
-    from ..sentence_transformers_module import LAMTransformer
+    from ..model.sentence_transformers_module import LAMTransformer
 
     names = ("revision", "token", "local_files_only", "cache_folder")
     where = {name: kwargs[name] for name in names if name in kwargs}

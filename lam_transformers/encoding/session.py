@@ -6,10 +6,10 @@ import os
 import numpy as np
 import torch
 
-from ..packing_lam import SEGMENT
-from ..state_lam import MOST, LAMState, device_of, load_tensors, save_tensors, state_shapes, wrote
-from ..streaming_lam import RunningPool, check_text, stream
-from .parts import Parts
+from ..model.packing_lam import SEGMENT
+from ..model.state_lam import MOST, LAMState, device_of, load_tensors, save_tensors, state_shapes, wrote
+from ..model.streaming_lam import RunningPool, check_text, stream
+from .pipeline import Parts
 
 _KIND = "lam_session"
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..scoring.sts import evaluate_sts
 from .data import Data
 from .models import load_encoder, model_record
-from .sts import evaluate_sts
 from .suite import read_result, read_results
 
 SHOWN = 6  # significant digits

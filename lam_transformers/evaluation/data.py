@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..training.data import read_records
+from ..io.files import read_records
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 

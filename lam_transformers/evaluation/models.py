@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ..base import base_path, load_sentence_transformer
-from ..checks_lam import read_json, weights_checksum
-from ..packing_lam import SEGMENT
-from ..streaming_lam import RunningPool, stream
+from ..io.loading import base_path, load_sentence_transformer
+from ..model.checks_lam import read_json, weights_checksum
+from ..model.packing_lam import SEGMENT
+from ..model.streaming_lam import RunningPool, stream
 
 PROBES = ["A man plays the guitar.", "The committee postponed its decision.", "ice", "Seven dogs sleep in the snow."]
 

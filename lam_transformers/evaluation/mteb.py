@@ -15,10 +15,10 @@ from mteb.models.model_meta import ScoringFunction
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from safetensors import safe_open
 
-from ..base import load_sentence_transformer
-from ..checks_lam import read_json, weights_checksum
-from .retrieval import read_beir
-from .sts import read_pairs
+from ..io.loading import load_sentence_transformer
+from ..model.checks_lam import read_json, weights_checksum
+from ..scoring.retrieval import read_beir
+from ..scoring.sts import read_pairs
 
 # Data sets of MTEB whose queries or texts are among the training texts (docs/TRAINING.md), without labels or
 # relevance judgements. What all-MiniLM-L6-v2 was trained on counts through `adapted_from`.

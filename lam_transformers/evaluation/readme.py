@@ -7,8 +7,8 @@ python -m lam_transformers.evaluation.readme --check   exit status 1 if the bloc
 import sys
 from pathlib import Path
 
-from .claims import baseline_names, model_name, numbers_of, with_interval
 from .report import Results
+from .research.claims import baseline_names, model_name, numbers_of, with_interval
 from .suite import read_results
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .claims import (
+from .research.claims import (
     CLAIMED_MEMORY_MB,
     CLAIMED_SPEED,
     TABLE_LENGTHS,
@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
 
     Raises ValueError if the folder holds no results, broken ones, or those of several models.
     """
-    from .figures import draw_figures
+    from .drawing import draw_figures
 
     folder = Path(folder)
     results = read_results(folder) if folder.is_dir() else {}

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..io.results import write_result
 from .data import Data, MissingData
 from .models import Encoder, load_encoder, model_record
-from .record import write_result
 
 # Part -> module of this package whose `run(context)` measures it, in the order of a full run.
 PARTS = {
-    "sts": "sts",
-    "scaling": "scaling",
-    "recall": "recall",
-    "pillars": "pillars",
-    "long_context": "long_context",
-    "babi": "babi",
-    "ablation": "ablation",
-    "retrieval": "long_retrieval",
-    "mteb": "mteb_part",
+    "sts": "parts.sts",
+    "scaling": "parts.scaling",
+    "recall": "research.recall",
+    "pillars": "research.pillars",
+    "long_context": "research.long_context",
+    "babi": "research.babi",
+    "ablation": "research.ablation",
+    "retrieval": "research.long_retrieval",
+    "mteb": "parts.mteb",
 }
 
 

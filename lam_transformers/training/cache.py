@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from ..base import base_path
+from ..io.loading import base_path
 
 logger = logging.getLogger(__name__)
 

@@ -27,13 +27,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
-from ..checks_lam import read_json
-from ..configuration_lam import LAMConfig
-from ..evaluation.sts import evaluate_sts
-from ..modeling_lam import LAMModel
-from ..sentence_transformers_module import LAMTransformer
+from ..io.files import find_files
+from ..model.checks_lam import read_json
+from ..model.configuration_lam import LAMConfig
+from ..model.modeling_lam import LAMModel
+from ..model.sentence_transformers_module import LAMTransformer
+from ..scoring.sts import evaluate_sts
 from .cache import EmbeddingCache, Teacher, model_key
-from .data import evaluation_sentences, find_files, normalise, read_texts, sample
+from .data import evaluation_sentences, normalise, read_texts, sample
 from .loop import (
     Progress,
     RunConfig,

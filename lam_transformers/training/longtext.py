@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..evaluation.embedding import packed_mean_pool
+from ..io.files import find_files, read_records
+from ..scoring.pooling import packed_mean_pool
 from .cache import EmbeddingCache, Teacher, model_key, teacher_embeddings
-from .data import TokenTable, find_files, read_records
+from .data import TokenTable
 from .finetune import encoder_of
 from .loop import RunConfig, TrainingLoop, learning_rates
 

@@ -17,9 +17,9 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks_lam import read_json
-from ..evaluation.embedding import embed_texts
-from ..evaluation.sts import evaluate_sts
+from ..model.checks_lam import read_json
+from ..scoring.pooling import embed_texts
+from ..scoring.sts import evaluate_sts
 from .losses import orthogonality_loss
 
 # Settings of any stage of which there has to be one.

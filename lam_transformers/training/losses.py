@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..evaluation.embedding import mean_pool
+from ..scoring.pooling import mean_pool
 
 
 def distillation_losses(

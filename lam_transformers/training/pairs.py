@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .data import find_files, normalise, read_records
+from ..io.files import find_files, read_records
+from .data import normalise
 
 # (field of the anchor, field of the positive, whether a list there is one text in parts or several texts)
 FIELDS = (

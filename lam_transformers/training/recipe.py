@@ -13,12 +13,12 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from ..base import base_path
-from ..checks_lam import read_json, weights_checksum
-from ..conversion.export import export_model
-from ..conversion.from_bert import init_model, parse_gate
-from ..modeling_lam import LAMModel
-from ..state_lam import wrote
+from ..checkpoints.export import export_model
+from ..checkpoints.init import init_model, parse_gate
+from ..io.loading import base_path
+from ..model.checks_lam import read_json, weights_checksum
+from ..model.modeling_lam import LAMModel
+from ..model.state_lam import wrote
 from .cache import Teacher, model_key
 from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..evaluation.embedding import embed_texts, packed_mean_pool
+from ..scoring.pooling import embed_texts, packed_mean_pool
 from .cache import EmbeddingCache, Teacher, teacher_embeddings
 from .data import PackedBatches, TokenTable, nearest_groups
 from .loop import RunConfig, TrainingLoop, last_checkpoint, process_state

@@ -3,12 +3,12 @@
 from pathlib import Path
 from string import Template
 
-from ..base import base_path, load_sentence_transformer
-from ..checks_lam import read_json
-from ..evaluation.record import write_result
-from ..evaluation.retrieval import evaluate_retrieval
-from ..evaluation.sts import evaluate_sts
-from ..modeling_lam import LAMModel
+from ..io.loading import base_path, load_sentence_transformer
+from ..io.results import write_result
+from ..model.checks_lam import read_json
+from ..model.modeling_lam import LAMModel
+from ..scoring.retrieval import evaluate_retrieval
+from ..scoring.sts import evaluate_sts
 
 RESAMPLES = 1000
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...conversion.from_bert import lam_from_bert
-from ...evaluation.embedding import mean_pool
+from ...checkpoints.init import lam_from_bert
+from ...scoring.pooling import mean_pool
 from ..losses import similarity_loss
 from .dev_scores import DevScores
 from .losses import hidden_loss

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...evaluation.statistics import pearson, spearman
+from ...scoring.statistics import pearson, spearman
 from .dev_scores import DevScores
 from .mining import Mixture, near_texts
 from .texts import Pool, Texts, half_precision, say

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ...evaluation.statistics import pearson, spearman
+from ...scoring.statistics import pearson, spearman
 from .texts import Texts, embed
 
 ALL_SETS = ("stsb_dev", "sickr_dev", "cranfield", "cisi", "arxiv", "medquad", "scitldr", "beam")

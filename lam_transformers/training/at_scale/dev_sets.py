@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import read_records
+from ...io.files import read_records
 
 SIMILARITY_SETS = ("stsb_dev", "sickr_dev")
 RETRIEVAL_SETS = ("cranfield", "cisi")

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...delta_rule_lam import chunk_dual_delta_rule
+from ...model.delta_rule_lam import chunk_dual_delta_rule
 
 TWO_WAY = ("none", "slow", "all", "half")
 

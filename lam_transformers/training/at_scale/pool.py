@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from ...base import base_path
-from ..data import read_records
+from ...io.files import read_records
+from ...io.loading import base_path
 from .dev_sets import DevSets
 from .texts import say
 

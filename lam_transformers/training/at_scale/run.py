@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...conversion.export import export_model, save_tokenizer
-from ...conversion.from_bert import lam_from_bert
-from ...modeling_lam import LAMModel
+from ...checkpoints.export import export_model, save_tokenizer
+from ...checkpoints.init import lam_from_bert
+from ...model.modeling_lam import LAMModel
 from .dev_scores import DevScores
 from .settings import RunSettings
 from .steps import Distillation, LongTexts, Reader, Retrieval, SentenceSimilarity, StepResult, Targets, TeacherData

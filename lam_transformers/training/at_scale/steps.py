@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...evaluation.embedding import mean_pool
+from ...scoring.pooling import mean_pool
 from ..losses import similarity_loss
 from .losses import hidden_loss, row_divergence
 from .settings import RunSettings

@@ -1,7 +1,7 @@
 """The student: a `LAMModel` with a forward pass for training on padded batches.
 
-It computes what `LAMModel` computes (tests/test_at_scale.py compares the two). What surrounds the products and the
-memory rule is three plain functions that torch.compile joins into few GPU kernels; the rule is memory_rule.py's.
+It computes what `LAMModel` computes (tests/training/test_at_scale.py compares the two). What surrounds the products
+and the memory rule is three plain functions that torch.compile joins into few GPU kernels.
 Alphabet: B texts, T tokens, H heads, K = V head size, D = H K.
 """
 

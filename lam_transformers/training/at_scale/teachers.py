@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from ...base import base_path
+from ...io.loading import base_path
 from .cross_encoder import CrossEncoderSettings, label_near_pairs
 from .mining import Mixture, cluster_texts, mine_documents
 from .texts import Pool, embed, say

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ...evaluation.embedding import mean_pool
+from ...scoring.pooling import mean_pool
 
 _START = time.time()
 

@@ -1,0 +1,5 @@
+"""The command `lam`."""
+
+from .app import app
+
+__all__ = ["app"]

@@ -1,0 +1,1 @@
+"""The model type of the published LAM checkpoints."""

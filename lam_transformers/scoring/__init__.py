@@ -1,0 +1,1 @@
+"""Scores of embeddings: similarity, retrieval, and the statistics of both."""

@@ -1,0 +1,76 @@
+"""Small made-up data sets in the layout that the evaluation suite reads."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+
+from lam_transformers.evaluation.suite import Settings
+
+from ..conftest import WORDS
+
+SMALL = Settings(
+    resamples=40, lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100, sensitivity_lengths=(200,),
+    sensitivity_texts=1, facts=8, retention_lags=(1, 8, 40), probe_lengths=(120,), probe_documents=3,
+    document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80, recall_pairs=(4, 16),
+    recall_trials=3, babi_tasks=(1,), babi_questions=30, ablation_books=3, ablation_tokens=60, separation_pairs=10,
+    salience_tokens=1_200,
+)  # fmt: skip
+
+
+def sentence(g, low=4, high=12) -> str:
+    return " ".join(g.choice(WORDS, size=g.integers(low, high)))
+
+
+def write_lines(path, records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def write_pairs(path, count=40, seed=0) -> None:
+    """Pairs whose score is the share of words that they have in common."""
+    g, records = np.random.default_rng(seed), []
+    for _ in range(count):
+        first = sentence(g, 6, 12).split()
+        kept = g.integers(0, len(first) + 1)
+        second = first[:kept] + sentence(g, 3, 5).split()
+        records.append({"sentence1": " ".join(first), "sentence2": " ".join(second), "score": 5.0 * kept / len(first)})
+    write_lines(path, records)
+
+
+def babi_text(questions: int, seed: int) -> str:
+    g, lines = np.random.default_rng(seed), []
+    for _ in range(questions):
+        place = g.choice(["house", "street", "river"])
+        lines += [f"1 the man sings in the {place}.", f"2 where is the man?\t{place}\t1"]
+    return "\n".join(lines) + "\n"
+
+
+def write_babi(path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:xz") as archive:
+        for split, seed in (("train", 1), ("test", 2)):
+            content = babi_text(40, seed).encode()
+            member = tarfile.TarInfo(f"tasks_1-20_v1-2/en/qa1_single-supporting-fact_{split}.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_data(folder) -> None:
+    """All data sets of the suite, each a few kilobytes."""
+    g = np.random.default_rng(5)
+    write_pairs(folder / "sts/stsb_dev.jsonl", seed=1)
+    write_pairs(folder / "sts/stsb_test.jsonl", seed=2)
+    books = [
+        {"_id": f"book {i}", "title": f"book {i}", "text": " ".join(g.choice(WORDS[i::2], size=8_000))}
+        for i in (0, 1, 2, 3, 4, 5)
+    ]
+    write_lines(folder / "longdoc/books.jsonl", books)
+    documents = []
+    for i in range(4):
+        questions = [f"what does the {WORDS[i + j]} do in the {WORDS[i + 9 + j]}?" for j in range(3)]
+        text = " ".join(g.choice(WORDS, size=120))
+        documents.append({"task": "quality", "input": text, "instructions": questions})
+    write_lines(folder / "longdoc/leval.jsonl", documents)
+    write_babi(folder / "longdoc/babi_tasks_1-20_v1-2_en.tar.xz")

@@ -1,0 +1,363 @@
+"""Fine-tuning: pairs from files, the shipped module under sentence-transformers' trainer, retention, exact resume."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy", reason="the train extra is not installed")
+pytest.importorskip("datasets", reason="the train extra is not installed")
+
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from sentence_transformers.sentence_transformer import losses
+
+from lam_transformers import LAMEncoder, LAMModel
+from lam_transformers.checkpoints.export import export_model
+from lam_transformers.scoring.sts import evaluate_sts
+from lam_transformers.training import finetune
+from lam_transformers.training.data import normalise
+from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, ScoredPairsLoss, encoder_of
+from lam_transformers.training.losses import orthogonality_loss
+from lam_transformers.training.pairs import Source, cut_texts, read_source
+
+from ..conftest import WORDS
+from ..helpers import assert_close_rms
+
+
+def write(path, records):
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in records) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def sentence(pick, words=6):
+    return " ".join(pick.choices(WORDS, k=words))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of scored pairs, triplets, questions with answers, and texts."""
+    pick, folder = random.Random(0), tmp_path_factory.mktemp("data")
+    scored = []
+    for _ in range(60):
+        words = sentence(pick).split()
+        shared = pick.randint(0, 6)
+        other = words[:shared] + sentence(pick, 6 - shared).split()
+        scored.append({"sentence1": " ".join(words), "sentence2": " ".join(other), "score": shared})
+    write(folder / "scored.jsonl", scored[:40])
+    write(folder / "dev.jsonl", scored[40:])
+    anchors = [sentence(pick) for _ in range(40)]
+    triplets = [{"anchor": a, "positive": a[: len(a) // 2], "negative": sentence(pick)} for a in anchors]
+    write(folder / "triplets.jsonl", triplets)
+    questions = [{"question": sentence(pick), "answer": sentence(pick), "label": 1} for _ in range(40)]
+    write(folder / "questions.jsonl", questions)
+    write(folder / "texts.jsonl", [{"text": sentence(pick, pick.randint(3, 9))} for _ in range(90)])
+    return folder
+
+
+def test_records_of_every_layout_become_rows(tmp_path, tokenizer):
+    def rows(records, **options):
+        return read_source(Source(write(tmp_path / "x.jsonl", records), **options), tokenizer, 20)
+
+    got, counts = rows(
+        [
+            {"question": " q ", "answer": "a", "source": "s"},
+            {"question": "q", "answer": " "},
+            {"question": "q"},
+            {"question": "Q!", "answer": "A"},
+            "{broken",
+            {"question": "r", "answer": 7},
+        ]
+    )
+    assert got == [{"anchor": "q", "positive": "a"}]
+    assert counts == {"kept": 1, "empty": 2, "missing fields": 1, "duplicate": 1}
+    got, counts = rows([{"sentence1": "a", "sentence2": "b", "label": x} for x in (0, 1)])
+    assert (got, counts["not a positive pair"]) == ([{"anchor": "a", "positive": "b"}], 1)
+    scored = [{"sentence1": "a", "sentence2": x, "score": x} for x in ("3.5", "high", "nan", "5", "0")]
+    got, counts = rows(scored)
+    assert got == [{"sentence1": "a", "sentence2": str(x), "score": float(x) / 5} for x in ("3.5", "5", "0")]
+    assert counts["score is no number"] == 2
+    assert [row["score"] for row in rows(scored, highest_score=10)[0]] == [0.35, 0.5, 0.0]
+    with pytest.raises(ValueError, match=r"highest score of .*x\.jsonl must be above 0, got 0"):
+        rows(scored[-1:])
+    assert rows([{"anchor": "a", "positive": "b", "negative": "c"}])[0] == [
+        {"anchor": "a", "positive": "b", "negative": "c"}
+    ]
+    assert rows([{"title": "t", "abstract": ["one", "two"]}])[0] == [{"anchor": "t", "positive": "one two"}]
+    several = [{"anchor": "o", "positive": "one"}, {"anchor": "o", "positive": "two"}]
+    assert rows([{"original": "o", "simplifications": ["one", "two"]}])[0] == several
+    nli = [{"premise": str(i), "hypothesis": "h", "label": x} for i, x in enumerate(("entailment", "neutral", "other"))]
+    got, counts = rows(nli, labels={"entailment": 1.0, "neutral": 0.5})
+    assert [row["score"] for row in got] == [1.0, 0.5]
+    assert counts["label not asked for"] == 1
+    with pytest.raises(ValueError, match=r"x\.jsonl gives no pairs.*'missing fields': 1.*'body'.*question and answer"):
+        rows([{"body": "b"}])
+
+
+def test_rows_that_share_a_sentence_with_an_evaluation_set_are_dropped_unless_kept(tmp_path, tokenizer):
+    records = [
+        {"sentence1": "The dog", "sentence2": x, "score": 1} for x in ("a cat", "A street!", "a house", "a house")
+    ]
+    path, exclude = write(tmp_path / "x.jsonl", records), frozenset([normalise("a street")])
+    rows, counts = read_source(Source(path), tokenizer, 20, exclude)
+    assert [row["sentence2"] for row in rows] == ["a cat", "a house"]
+    assert (counts["in evaluation"], counts["duplicate"]) == (1, 1)
+    rows, counts = read_source(Source(path, keep_overlap=True), tokenizer, 20, exclude)
+    assert len(rows) == 4
+    assert counts == {"overlap kept": 1, "kept": 4}
+
+
+def test_rows_are_cut_sampled_and_copied_with_words_left_out(folder, tokenizer):
+    path = str(folder / "scored.jsonl")
+    rows, counts = read_source(Source(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)
+    assert (len(rows), counts["kept"], counts["over max_records"]) == (20, 10, 30)
+    assert all(len(tokenizer(row["sentence1"])["input_ids"]) <= 5 for row in rows)
+    assert rows == read_source(Source(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)[0]
+    for row, copy in zip(rows[:10], rows[10:], strict=True):
+        assert copy["sentence2"] == row["sentence2"]
+        assert set(copy["sentence1"].split()) <= set(row["sentence1"].split())
+    assert any(len(copy["sentence1"]) < len(row["sentence1"]) for row, copy in zip(rows[:10], rows[10:], strict=True))
+    assert cut_texts(["the dog", "the old dog runs"], tokenizer, 4) == ["the dog", "the old"]
+
+
+def test_gradients_flow_through_packed_rows_of_the_shipped_module(make_model, tokenizer):
+    encoder = encoder_of(make_model(), tokenizer).train()
+    texts = ["the dog runs", "a man", "the old woman sings in the street"]
+    features = encoder.preprocess(texts)
+    assert features["attention_mask"].sum(1).tolist() == [5, 4, 9]
+    embeddings = encoder(features)["sentence_embedding"]
+    (embeddings * torch.arange(64)).sum().backward()
+    packed = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+    for text in texts:  # a row of one text each
+        (encoder(encoder.preprocess([text]))["sentence_embedding"] * torch.arange(64)).sum().backward()
+    assert len(packed) == len([p for p in encoder.parameters() if p.requires_grad])
+    for name, p in encoder.named_parameters():
+        assert_close_rms(name, packed[name], p.grad, 1e-4)
+
+
+def test_cached_negatives_give_the_gradients_of_uncached_ones(make_model, tokenizer):
+    encoder = encoder_of(make_model(), tokenizer).train()
+    pick = random.Random(0)
+    columns = [[sentence(pick, pick.randint(2, 9)) for _ in range(7)] for _ in range(2)]
+
+    def gradients(loss):
+        encoder.zero_grad()
+        value = losses.MatryoshkaLoss(encoder, loss, [64, 16])([encoder.preprocess(c) for c in columns], None)
+        value.backward()
+        return value.item(), {name: p.grad.clone() for name, p in encoder.named_parameters()}
+
+    plain = gradients(losses.MultipleNegativesRankingLoss(encoder))
+    cached = gradients(losses.CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=3))
+    assert cached[0] == pytest.approx(plain[0], rel=1e-5)
+    for name in plain[1]:
+        assert_close_rms(name, cached[1][name], plain[1][name], 1e-4)
+
+
+def test_the_loss_of_scored_pairs_is_cosent_and_the_squared_error(make_model, tokenizer):
+    encoder = encoder_of(make_model(), tokenizer).train()
+    scores = torch.tensor([0.2, 1.0, 0.2, 0.7])
+    columns = [["the dog", "a cat sleeps", "the house", "a man"], ["the cat", "a cat", "the old house", "the street"]]
+
+    def loss(cosine_weight):
+        return ScoredPairsLoss(encoder, 20.0, cosine_weight)([encoder.preprocess(x) for x in columns], scores).item()
+
+    first, second = (encoder(encoder.preprocess(x))["sentence_embedding"].double() for x in columns)
+    cosines = torch.nn.functional.cosine_similarity(first, second)
+    wrong = [(20 * (cosines[i] - cosines[j])).exp() for i in range(4) for j in range(4) if scores[i] < scores[j]]
+    assert loss(0.0) == pytest.approx(torch.log1p(sum(wrong)).item(), rel=1e-4)
+    assert loss(7.0) - loss(0.0) == pytest.approx(7 * (cosines - scores).square().mean().item(), rel=1e-3)
+
+
+def test_retention_is_distance_and_similarity_structure(make_model, tokenizer):
+    encoder = encoder_of(make_model(), tokenizer).train()
+    features = encoder.preprocess(["the dog", "a cat sleeps", "the house"])
+    ours = encoder(encoder.preprocess(["the dog", "a cat sleeps", "the house"]))["sentence_embedding"].detach()
+    assert RetentionLoss(encoder, 3.0, 5.0)([features], ours).item() == pytest.approx(0, abs=1e-5)
+    before = torch.nn.functional.normalize(ours + 0.3 * torch.randn(ours.shape, generator=torch.Generator()), dim=-1)
+    off = ~torch.eye(3, dtype=bool)
+    want = 3 * (1 - (ours * before).sum(-1)).mean() + 5 * ((ours @ ours.T - before @ before.T)[off] ** 2).mean()
+    features = encoder.preprocess(["the dog", "a cat sleeps", "the house"])
+    assert RetentionLoss(encoder, 3.0, 5.0)([features], before).item() == pytest.approx(want.item(), rel=1e-4)
+
+
+@pytest.fixture
+def make_run(folder, tiny_folder, tmp_path):
+    """A new run, or with the same folder the continuation of one, as a new process would make it."""
+
+    def make(name, exclude=(), **changes):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(0)
+        settings = {
+            "steps": 8, "warmup_steps": 2, "decay_steps": 2, "learning_rate": 1e-3, "batch_size": 8, "bf16": False,
+            "dimensions": [64, 16], "mini_batch_size": 4, "retention_texts": 40,
+            "retention_text": ["texts.jsonl"],
+            "sources": [{"path": f"{name}.jsonl"} for name in ("scored", "triplets", "questions")],
+        } | changes  # fmt: skip
+        config = FinetuneConfig(**settings)
+        return Finetuner(
+            tiny_folder, config, tmp_path / name, folder / "dev.jsonl", folder, exclude, tmp_path / "cache"
+        )
+
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def weights(run) -> dict:
+    return {name: x.clone() for name, x in run.encoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_run, bf16):
+    whole = make_run("whole", bf16=bf16)
+    whole.run(evaluate_every=2, checkpoint_every=100)
+    first = make_run("parts", bf16=bf16)
+    assert first.run(evaluate_every=2, checkpoint_every=100, stop_after=3).step == 3
+    second = make_run("parts", bf16=bf16)
+    assert second.progress.step == 3
+    assert second.run(evaluate_every=2, checkpoint_every=100).step == 8
+    want = weights(whole)
+    assert not [name for name, x in weights(second).items() if not torch.equal(x, want[name])]
+    ours, theirs = (run.progress for run in (second, whole))
+    assert (ours.tokens, ours.best_score, ours.best_step) == (theirs.tokens, theirs.best_score, theirs.best_step)
+    with pytest.raises(ValueError, match=r"another configuration.*'scale': \(20\.0, 30\.0\)"):
+        make_run("parts", bf16=bf16, scale=30.0)
+    assert make_run("parts", bf16=bf16, steps=11).run(checkpoint_every=9, stop_after=2).step == 10
+    assert [p.name for p in second.folder.glob("checkpoint-*")].count("checkpoint-9") == 1
+
+
+def test_only_the_memories_move_unless_asked_and_the_scores_are_learnt(make_run, tiny_model, folder):
+    run = make_run("run", steps=40, decay_steps=20, learning_rate=3e-3, sources=make_run("x").config.sources[:1])
+    before, start = weights(run), evaluate_sts(run._encode, folder / "scored.jsonl")
+    run.run(evaluate_every=5)
+    end = evaluate_sts(run._encode, folder / "scored.jsonl")
+    assert end["pearson"] > start["pearson"] + 0.005  # the start knows shared words already: 0.92
+    changed = {name for name, x in weights(run).items() if not torch.equal(x, before[name])}
+    assert changed == {name for name in before if ".memory." in name}
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    scores = [record["dev_pearson"] for record in log if "dev_pearson" in record]
+    assert len(scores) == 8
+    assert max(scores) == run.progress.best_score
+    assert all("dev_spearman@16" in record for record in log if "dev_pearson" in record)
+    more = make_run("more", feed_forward_learning_rate=1e-4)
+    more.run(evaluate_every=100)
+    still = {name for name, x in weights(more).items() if torch.equal(x, before[name])}
+    assert still == {name for name in before if ".embeddings." in name}
+
+
+def test_the_orthogonal_regularisation_is_part_of_the_loss(make_run):
+    runs = [make_run(str(weight), orthogonality_weight=weight, clip_norm=1e9) for weight in (0.0, 1e4)]
+    for run in runs:
+        run.run(evaluate_every=100)
+    plain, regular = (orthogonality_loss(run.encoder[0].model).item() for run in runs)
+    assert regular < 0.98 * plain
+
+
+def test_the_best_folder_is_a_model_folder(make_run, tmp_path):
+    run = make_run("run")
+    run.run(evaluate_every=4)
+    best = LAMEncoder(run.folder / "best").encode(["the dog runs"])
+    assert np.isfinite(best).all()
+    export_model(run.folder / "best", tmp_path / "exported", torch.float32)
+    assert np.allclose(LAMEncoder(tmp_path / "exported").encode(["the dog runs"]), best, atol=1e-6)
+    record = json.loads((run.folder / "data.json").read_text())
+    assert {name: x["counts"]["kept"] for name, x in record["sources"].items()} == {
+        "scored": 40, "triplets": 40, "questions": 40,
+    }  # fmt: skip
+
+
+def test_hard_negatives_are_mined_once_with_the_model_before_the_stage(make_run, folder, monkeypatch):
+    sources = [{"path": str(folder / "questions.jsonl"), "hard_negatives": 2}]
+    run = make_run("run", sources=sources, retention_texts=0)
+    mined = run.data["questions"]
+    assert mined.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+    positives = dict(zip(mined["anchor"], mined["positive"], strict=True))
+    assert all(row["negative_1"] != positives[row["anchor"]] for row in mined)
+    assert run.run(evaluate_every=100, stop_after=2).step == 2
+    monkeypatch.setattr(finetune, "mine_hard_negatives", None)
+    again = make_run("run", sources=sources, retention_texts=0)
+    assert again.data["questions"].to_list() == mined.to_list()
+    assert again.run(evaluate_every=100).step == 8
+
+
+def test_retention_texts_are_embedded_once_without_those_of_the_evaluation(make_run, folder, monkeypatch):
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
+    run = make_run("run", exclude=[folder / "texts.jsonl"], retention_texts=90, sources=make_run("x").config.sources)
+    assert len(run.data["retention"]) == 0 or not set(run.data["retention"]["text"]) & set(texts)
+    run = make_run("other", retention_texts=30)
+    kept = run.data["retention"]
+    assert len(kept) == 30
+    assert np.allclose(kept["label"], run.encoder.encode(list(kept["text"])), atol=2e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_run):
+    make_run("run").run(stop_after=2)
+    run = make_run("run")
+    broken = finetune.check_finite
+
+    def poisoned(value, step, what, folder):
+        broken(float("nan") if step == 3 else value, step, what, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "check_finite", poisoned)
+        with pytest.raises(FloatingPointError, match=r"nan at step 3 \(batch of \w+\)"):
+            run.run()
+    assert {path.name for path in run.folder.glob("checkpoint-*")} == {"checkpoint-2"}
+    assert make_run("run").run().step == 8
+    assert LAMModel.from_pretrained(run.folder / "best")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(make_run, monkeypatch):
+    make_run("run").run(stop_after=2)
+
+    def full(self, folder):
+        raise RuntimeError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune._Trainer, "_save_optimizer_and_scheduler", full)
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written, the one before is kept.*No space"):
+            make_run("run").run(checkpoint_every=4)
+    assert make_run("run").progress.step == 2
+
+
+def test_another_model_is_tuned_whole_or_not_at_all(make_run, tiny_bert, folder, tmp_path):
+    def tuned(**changes):
+        settings = {"steps": 2, "sources": [{"path": "scored.jsonl"}], "bf16": False} | changes
+        return Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+
+    with pytest.raises(ValueError, match="is no LAM: set train_everything"):
+        tuned()
+    with pytest.raises(ValueError, match=r"no parameter's name begins with 'encoder\.layer\.9\.'"):
+        tuned(train_everything=True, frozen=["encoder.layer.9."]).run()
+
+
+def test_a_model_that_pads_gets_rows_of_like_length_once_an_epoch(make_run, tiny_bert, folder, tmp_path):
+    texts = [" ".join(["dog"] * (i % 37 + 1)) for i in range(500)]
+    scored = Dataset.from_list([{"sentence1": text, "sentence2": "a cat", "score": 0.5} for text in texts])
+    batches = finetune.padding_batches(scored, batch_size=16, drop_last=False, seed=3)
+    first = list(batches)
+    assert sorted(i for batch in first for i in batch) == list(range(500)) and len(first) == len(batches)
+    longest = [max(batches.lengths[i] for i in batch) for batch in first]
+    assert sum(size * len(batch) for size, batch in zip(longest, first, strict=True)) < 1.2 * sum(batches.lengths)
+    again = finetune.padding_batches(scored, batch_size=16, drop_last=False, seed=3)
+    assert list(again) == first
+    again.set_epoch(1)
+    assert list(again) != first
+    pairs = Dataset.from_dict({"anchor": texts, "positive": texts})
+    assert isinstance(
+        finetune.padding_batches(pairs, batch_size=16, drop_last=False), finetune.NoDuplicatesBatchSampler
+    )
+    settings = {"steps": 2, "train_everything": True, "sources": [{"path": "scored.jsonl"}], "bf16": False}
+    run = Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+    assert run.batch_sampler is finetune.padding_batches and run.run().step == 2
+
+
+def test_sources_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="at least one of `sources`"):
+        FinetuneConfig()
+    with pytest.raises(ValueError, match="names of their own: x"):
+        FinetuneConfig(sources=[{"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}])
+    with pytest.raises(ValueError, match="needs retention_text"):
+        FinetuneConfig(sources=[{"path": "x"}], retention_texts=5)
