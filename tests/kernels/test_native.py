@@ -171,7 +171,7 @@ def test_half_precision_views_and_many_threads():
 def test_all_variants_agree(variant, tmp_path):
     code = f"""
 import sys, torch
-from tests.test_native import make_memory, random, run
+from tests.kernels.test_native import make_memory, random, run
 from lam_transformers.kernels import native
 memory, x = make_memory(), random(2, 70, 96).requires_grad_()
 y = run("native", memory, x)[0]

@@ -1,6 +1,6 @@
 """What others do with a model's tensors and modules, each to be run in a process of its own: it may crash.
 
-`python -m tests.foreign_cases NAME FOLDER`, FOLDER holding a LAM. On the code before these checks several of them
+`python -m tests.model.foreign_cases NAME FOLDER`, FOLDER holding a LAM. On the code before these checks several of them
 ended the process by a signal or gave memory that nobody wrote.
 """
 

@@ -27,7 +27,7 @@ def test_in_a_process_of_its_own(name, tiny_folder):
     if name.startswith("torchao") and importlib.util.find_spec("torchao") is None:
         pytest.skip("the int8 extra is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.foreign_cases", name, str(tiny_folder)], capture_output=True, text=True,
+        [sys.executable, "-m", "tests.model.foreign_cases", name, str(tiny_folder)], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "examples"])}, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
