@@ -45,7 +45,7 @@ class EncodeOptions:
     on_error: OnError = "stop"
     trust_remote_code: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("format", Format), ("precision", Precision), ("on_error", OnError)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(get_args(allowed))}.")

