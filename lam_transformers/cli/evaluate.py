@@ -53,9 +53,15 @@ def evaluate_all(
 
         logging.disable_progress_bar()
         missing = evaluate(
-            model, baseline or ["all-MiniLM-L6-v2"], Data(data), out, only or [],
-            QUICK if quick else Settings(), pairs or [], say,
-        )  # fmt: skip
+            model,
+            baseline or ["all-MiniLM-L6-v2"],
+            Data(data),
+            out,
+            only or [],
+            QUICK if quick else Settings(),
+            pairs or [],
+            say,
+        )
         for line in missing:
             say(line, "Not measured: ", "yellow")
         say(f"Wrote {write_report(out)}.")
@@ -85,9 +91,18 @@ def ablation(
 
         logging.disable_progress_bar()
         path = retrain_ablations(
-            model, base, text, Data(data), out, runs, steps, tokens_per_batch, seed or [0, 1], only or [],
+            model,
+            base,
+            text,
+            Data(data),
+            out,
+            runs,
+            steps,
+            tokens_per_batch,
+            seed or [0, 1],
+            only or [],
             say,
-        )  # fmt: skip
+        )
         say(f"Wrote {path}; lam report {out} puts it into the report.")
 
 

@@ -94,7 +94,7 @@ def is_lam(name: str | os.PathLike[str], revision: str | None = None) -> bool:
     return path is not None and read_json(path).get("model_type") == "lam"
 
 
-def is_own_module(entry: Any) -> bool:
+def is_own_module(entry: object) -> bool:
     """Whether an entry of a modules.json names the module of this package."""
     return isinstance(entry, dict) and str(entry.get("type")).split(".")[-1] == "LAMTransformer"
 

@@ -67,11 +67,14 @@ def test_a_killed_worker_costs_no_row_and_the_result_is_the_local_one(cluster, m
     lines[450] = b"broken"
     path = write_lines(tmp_path / "a.jsonl", lines)
     options = EncodeOptions(batch_size=1, shard_rows=100, id_column="id", on_error="skip")
+
     def kill_one_on_the_way(blocks):
         if blocks == 3:
             cluster[0].remove_node(cluster[1][0], allow_graceful=False)
 
-    summary = encode_files([path], tmp_path / "ray", str(model), options, "ray", 2, RecordedProgress(kill_one_on_the_way))
+    summary = encode_files(
+        [path], tmp_path / "ray", str(model), options, "ray", 2, RecordedProgress(kill_one_on_the_way)
+    )
     assert sum(node["Alive"] for node in ray.nodes()) == 2
     assert (summary.rows, summary.skipped, summary.shards) == (899, 1, 9)
     assert summary.counts.tokens > 899 * 3
