@@ -21,7 +21,7 @@ class EncodeOptions:
         shard_rows: input rows to an output shard.
         batch_size: texts to a batch of `SentenceTransformer.encode`.
         normalize: embeddings of length 1.
-        truncate_dim: keep so many leading dimensions; None keeps all.
+        truncate_dim: number of leading dimensions to keep; None keeps all.
         precision: "float32", "float16", or one bit a dimension, packed as int8 ("binary") or uint8 ("ubinary"). int8
             embeddings are not offered: their scale would depend on the other texts of a call.
         prompt_name: a prompt of the model to put before every text.

@@ -251,7 +251,7 @@ class OutputFolder:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Around what writes: say what was being done if the disk refuses, and leave no half a file behind."""
+        """Around what writes: say what was being done if the disk refuses, and leave no half of a file."""
         try:
             yield
         except OSError as error:
@@ -302,7 +302,7 @@ class OutputFolder:
         with path.open("r+b" if path.exists() else "wb") as file:
             if file.seek(0, os.SEEK_END) < size:  # to lengthen it would fill it with zeros
                 raise OSError(f"{path} was cut while the run went on")
-            # An interrupted run may have left rows behind of a shard that it did not finish.
+            # An interrupted run may have left rows of a shard that it did not finish.
             file.truncate(size)
             file.seek(size)
             added = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self._skipped).encode()

@@ -20,7 +20,7 @@ AGAIN = "The same command again resumes."
 
 
 class BlockReader:
-    """Turns the one row that stands for all inputs into a row for every block, and an empty one at the end."""
+    """Turns the one row that represents all inputs into a row for every block, and an empty one at the end."""
 
     def __init__(self, arguments: tuple[Any, ...]):
         self.arguments = arguments
@@ -96,6 +96,6 @@ def encode_with_ray(
                 return
             yield block
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]  # before it stands the traceback of the worker
+        reason = str(error).strip().splitlines()[-1]  # after the traceback of the worker
         raise OSError(f"Ray gave up: {reason} {AGAIN}") from error
     raise OSError(f"Ray ended before the last block. {AGAIN}")

@@ -1,4 +1,4 @@
-"""Checkpoint files as names and tensors, memory-mapped, without running anything that stands in them."""
+"""Checkpoint files as names and tensors, memory-mapped, without running anything that is in them."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..model.checks_lam import check_regular
 
-# Names under which people wrap a state dict; what is inside counts as if it stood at the top.
+# Names under which people wrap a state dict; what is inside counts as if it were at the top.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 # A header of 16 MB describes about a hundred thousand tensors.
 LARGEST_HEADER = 16 << 20
@@ -42,8 +42,8 @@ class Checkpoint:
         format: "safetensors", "torch" (a zip archive) or "torch, legacy".
         tensors: name -> tensor, on the CPU, mapped from the file where its format allows that. Names of nested
             dictionaries are joined by dots.
-        notes: the numbers and words that stand beside the tensors, such as a step and its scores.
-        wrapped: whether a state dict stood in another dictionary.
+        notes: the numbers and words beside the tensors, such as a step and its scores.
+        wrapped: whether the state dict was inside another dictionary.
     """
 
     path: Path

@@ -74,7 +74,7 @@ def push(folder: str | Path, repository: str, *, dry_run: bool = True, private: 
         lines that say what is done.
 
     Raises:
-        ValueError: if the name is none, or the folder does not hold a model that loads.
+        ValueError: if the name is not org/name, or the folder does not hold a model that loads.
         OSError: if a file is missing, or the Hub refuses.
     """
     folder = Path(folder)

@@ -11,7 +11,7 @@ from .console import clear_errors, say, show_progress
 def encode(
     files: Annotated[list[Path], typer.Argument(help=".jsonl, .ndjson, .txt (also .gz, .xz) and .parquet files.")],
     out: Annotated[Path, typer.Option(help="Folder to write; the same command again resumes an interrupted run.")],
-    model: Annotated[str, typer.Option(help="Model folder or Hub id; LAM_MODELS is looked into.")] = "LAM-base-v1",
+    model: Annotated[str, typer.Option(help="Model folder, the name of one in LAM_MODELS, or Hub id.")] = "LAM-base-v1",
     text_column: Annotated[str, typer.Option(help="Column of the texts (JSON lines, Parquet).")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of ids to copy to the output.")] = None,
     format: Annotated[Literal["parquet", "npy"], typer.Option(help="Format of the shards.")] = "parquet",

@@ -3,6 +3,7 @@
 import atexit
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -151,6 +152,8 @@ def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
 
     Raises OSError, with the old folder untouched, if it cannot be written (a full disk).
     """
+    # The name under which the version before wrote: a kill may have left it.
+    shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
     try:
         with atomic_folder(final, replace=True) as temporary:
             write(temporary)
