@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ..io.loading import locate_model
 from .console import clear_errors, echo, say, working
+
+
+def _locate(name: str | Path) -> str:
+    """Where a model of that name is, see `locate_model`; torch is not imported before a command needs it."""
+    from ..io.loading import locate_model
+
+    return locate_model(name)
 
 
 def _check_seed(seed: int) -> int:
@@ -26,7 +32,7 @@ def init(
     with clear_errors(), working(f"Starting from {base}"):
         from ..checkpoints.init import init_model, parse_gate
 
-        model = init_model(locate_model(base), out, parse_gate(gate), _check_seed(seed))
+        model = init_model(_locate(base), out, parse_gate(gate), _check_seed(seed))
         say(f"Wrote {out}: {model.num_parameters():,} parameters. It needs training: lam train distill.")
 
 
@@ -44,7 +50,7 @@ def export(
         from ..checkpoints.export import export_model
 
         text = None if card is None else _read_card(card)
-        export_model(locate_model(source), out, torch.float32 if float32 else torch.float16, text, stock)
+        export_model(_locate(source), out, torch.float32 if float32 else torch.float16, text, stock)
         say(f"Wrote {out}.")
 
 
@@ -68,7 +74,7 @@ def export_onnx(
     with clear_errors(), working(f"Exporting {source}"):
         from ..checkpoints.onnx import export_onnx
 
-        export_onnx(locate_model(source), out, batch, tokens)
+        export_onnx(_locate(source), out, batch, tokens)
         say(f"Wrote {out}.")
 
 
@@ -97,10 +103,10 @@ def convert(
             raise ValueError("Give the source, one file or folder or two files, and then the folder to write.")
         torch.manual_seed(_check_seed(seed))
         report = convert(
-            [locate_model(source) for source in sources[:-1]],
+            [_locate(source) for source in sources[:-1]],
             sources[-1],
-            base=None if base is None else locate_model(base),
-            tokenizer=None if tokenizer is None else locate_model(tokenizer),
+            base=None if base is None else _locate(base),
+            tokenizer=None if tokenizer is None else _locate(tokenizer),
             to=to,
             rule=rule,
             gate=gate,
@@ -118,7 +124,7 @@ def inspect(
     with clear_errors():
         from ..checkpoints.inspect import format_inspection, inspect
 
-        inspection = inspect(locate_model(source))
+        inspection = inspect(_locate(source))
     echo(json.dumps(inspection, indent=2) if as_json else format_inspection(inspection))
     if not inspection["loads"]:
         raise typer.Exit(1)
@@ -134,5 +140,5 @@ def push(
     with clear_errors():
         from ..checkpoints.push import push
 
-        for line in push(locate_model(folder), repository, dry_run=not upload, private=private):
+        for line in push(_locate(folder), repository, dry_run=not upload, private=private):
             echo(line)

@@ -1,6 +1,8 @@
 """`lam init`, `lam train distill`, `lam export`, end to end on tiny models."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -83,3 +85,21 @@ def _with_truncated_weights(folder, out):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     return run_lam("export", folder, out, code=1)
+
+
+LAZY = """
+import sys
+import lam_transformers.cli
+loaded = {"torch", "transformers", "numpy"} & sys.modules.keys()
+assert not loaded, loaded
+"""
+
+
+def test_the_command_itself_loads_nothing_large():
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_its_help():
+    for command in ("init", "export", "export-onnx", "convert", "inspect", "push", "encode", "report", "compare"):
+        assert f"Usage: root {command} " in run_lam(command, "--help")
