@@ -6,7 +6,7 @@ import logging
 import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from ..model.checks_lam import check_regular
 
@@ -30,7 +30,7 @@ def open_text(path: str | Path) -> TextIO:
     path = Path(path)
     check_regular(path)
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
+        return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
