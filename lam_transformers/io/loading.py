@@ -85,10 +85,10 @@ def is_lam(name: str | os.PathLike[str], revision: str | None = None) -> bool:
         revision: of the Hub repository.
 
     Returns:
-        False also where there is no such model, or no config.json.
+        False also where there is no such folder, or no config.json.
 
     Raises:
-        OSError: if the config.json is damaged.
+        OSError: if the config.json is damaged, or the Hub knows no such repository.
     """
     path = _file_of(locate_model(name), "config.json", revision=revision)
     return path is not None and read_json(path).get("model_type") == "lam"
