@@ -13,7 +13,7 @@ ENDS := newest lowest
 # What another version of transformers, sentence-transformers or torch could break; TESTS=tests runs everything there.
 TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_release.py tests/encoding \
 	$(addprefix tests/model/test_,$(addsuffix .py,configuration modeling state segments streaming \
-	sentence_transformers_module)) tests/checkpoints/test_export.py
+	sentence_transformers_module)) tests/checkpoints/test_onnx.py
 # Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import lam_transformers  # noqa: F401  (makes AutoModel know LAM)
-from lam_transformers.io.loading import base_path
+from lam_transformers.io.loading import locate_model
 from lam_transformers.io.results import write_result
 from lam_transformers.scoring.pooling import embed_texts
 from lam_transformers.scoring.retrieval import evaluate_retrieval
@@ -25,8 +25,8 @@ RESAMPLES = 1000
 
 
 def scores(name: str, data: Path, max_length: int | None, retrieval: bool = True) -> dict:
-    tokenizer = AutoTokenizer.from_pretrained(base_path(name))
-    model = AutoModel.from_pretrained(base_path(name), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(name))
+    model = AutoModel.from_pretrained(locate_model(name), dtype=torch.float32).eval()
 
     def encode(texts):
         return embed_texts(model, tokenizer, texts, max_length)

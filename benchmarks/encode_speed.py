@@ -31,11 +31,11 @@ def load(name: str, dtype: str, longest: int):
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lam_transformers.io.loading import base_path
+    from lam_transformers.io.loading import locate_model
 
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa"} if name == BASELINE else {"dtype": dtype}
     own_code = name != BASELINE  # that of the LAM folder, as a stranger runs it
-    model = SentenceTransformer(base_path(name), trust_remote_code=own_code, device="cpu", model_kwargs=kwargs)
+    model = SentenceTransformer(locate_model(name), trust_remote_code=own_code, device="cpu", model_kwargs=kwargs)
     inner = model[0].auto_model if name == BASELINE else None
     if inner is not None and longest > inner.config.max_position_embeddings:
         parts = inner.embeddings

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lam_transformers import LAMModel
 from lam_transformers.io.files import read_records
-from lam_transformers.io.loading import base_path
+from lam_transformers.io.loading import locate_model
 from lam_transformers.io.results import write_result
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=120)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fidelity.json"))
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(base_path(arguments.teacher))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(arguments.teacher))
     ids = read_ids(arguments.data / "pairs/arxiv_title_abstract.jsonl.gz", tokenizer, arguments.texts, EDGES[-1])
     lam = LAMModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    teacher = AutoModel.from_pretrained(base_path(arguments.teacher), dtype=torch.float32).eval()
+    teacher = AutoModel.from_pretrained(locate_model(arguments.teacher), dtype=torch.float32).eval()
     found = {"model": arguments.name or Path(arguments.model).name, "texts": len(ids), **compare(lam, teacher, ids)}
     print(found)
     write_result(arguments.out, found)

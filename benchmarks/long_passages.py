@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from lam_transformers import LAMEncoder
 from lam_transformers.io.files import read_records
-from lam_transformers.io.loading import base_path
+from lam_transformers.io.loading import locate_model
 from lam_transformers.io.results import write_result
 from lam_transformers.training.longtext import nearest_of_same_source, training_half
 
@@ -66,14 +66,14 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/long_passages.json"))
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(base_path(arguments.baseline))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(arguments.baseline))
     books = arguments.data / "longdoc/books.jsonl.xz"
     passages, labels = held_out_passages(books, tokenizer, arguments.tokens, arguments.passages, 12)
     print(f"{len(passages)} passages of {len(set(labels))} books", flush=True)
     rows = []
     for name, encoder, whole in (
         (arguments.model, LAMEncoder(arguments.model).model, True),
-        (arguments.baseline, SentenceTransformer(base_path(arguments.baseline)), False),
+        (arguments.baseline, SentenceTransformer(locate_model(arguments.baseline)), False),
     ):
         rows.append(accuracies(Path(name).name, encoder, passages, labels, whole))
         print(rows[-1], flush=True)

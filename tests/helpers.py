@@ -11,10 +11,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 from handbook import ROOT
+from typer.testing import CliRunner
 
 from lam_transformers import LAMState
 
 TOKEN_NAMES = ("q", "k", "v", "beta", "log_decay", "write", "read")
+
+
+def run_lam(*arguments: object, code: int = 0) -> str:
+    """What `lam` writes to both streams when it is called with these arguments and ends with this status."""
+    from lam_transformers.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
 
 
 def relative_rms(got: torch.Tensor, want: torch.Tensor) -> float:

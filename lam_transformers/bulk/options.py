@@ -21,7 +21,7 @@ class EncodeOptions:
         shard_rows: input rows to an output shard.
         batch_size: texts to a batch of `SentenceTransformer.encode`.
         normalize: embeddings of length 1.
-        truncate_dim: keep so many leading dimensions; None keeps all.
+        truncate_dim: number of leading dimensions to keep; None keeps all.
         precision: "float32", "float16", or one bit a dimension, packed as int8 ("binary") or uint8 ("ubinary"). int8
             embeddings are not offered: their scale would depend on the other texts of a call.
         prompt_name: a prompt of the model to put before every text.
@@ -45,7 +45,7 @@ class EncodeOptions:
     on_error: OnError = "stop"
     trust_remote_code: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("format", Format), ("precision", Precision), ("on_error", OnError)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(get_args(allowed))}.")

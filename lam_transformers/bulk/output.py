@@ -10,85 +10,57 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ..io.atomic import atomic_file, to_disk
 from .options import EncodeOptions
-from .rows import Row, Source
+from .rows import InputFile, Row
+from .write_npy import NpyShard
+from .write_parquet import ParquetShard
 
-MANIFEST, SKIPPED, LOCK = "manifest.json", "skipped.jsonl", ".lock"
+MANIFEST = "manifest.json"
+SKIPPED = "skipped.jsonl"
+LOCK = ".lock"
+# The folder is locked, so that one name is enough for what is not finished; a resume finds it by that name.
 TEMPORARY = ".tmp"
 ENDINGS = {"parquet": (".parquet",), "npy": (".npy", ".rows.jsonl")}
+WRITERS: dict[str, type[ParquetShard] | type[NpyShard]] = {"parquet": ParquetShard, "npy": NpyShard}
 FORMAT = "lam encode 1"
 _NAME = re.compile(r"part-\d{5,}(" + "|".join(map(re.escape, sum(ENDINGS.values(), ()))) + ")")
 _NUMBERS = ("rows", "skipped", "tokens")
-
-
-class NpyShard:
-    """Writes one .npy array [rows, D] and beside it, as JSON lines, the rows that it holds."""
-
-    def __init__(self, paths: list[Path], sources: list[Source], with_ids: bool):
-        self.sources, self.with_ids, self.count = sources, with_ids, 0
-        self._array, self._rows = paths[0].open("wb"), paths[1].open("w", encoding="utf-8")
-        self._width, self._dtype = 0, np.dtype(np.float32)
-
-    def _header(self) -> None:
-        # numpy leaves room in the header for the number of rows to grow, so that its size stays the same.
-        shape = (self.count, self._width)
-        fields = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._array, fields)
-
-    def add(self, rows: list[Row], embeddings: np.ndarray) -> None:
-        """Append rows and their embeddings [rows, D]."""
-        if not self.count:
-            self._width, self._dtype = embeddings.shape[1], embeddings.dtype
-            self._header()
-        self._array.write(np.ascontiguousarray(embeddings).tobytes())
-        for row in rows:
-            record: dict[str, Any] = {"file": self.sources[row.file].name, "row": row.number}
-            if self.with_ids:
-                record["id"] = row.id
-            self._rows.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.count += len(rows)
-
-    def close(self) -> None:
-        """Write what is outstanding."""
-        end = self._array.tell()
-        self._array.seek(0)
-        self._header()
-        self._array.seek(end)
-        self._array.close()
-        self._rows.close()
-
-    def abandon(self) -> None:
-        """Let go of the files without a word: something has gone wrong already."""
-        for part in (self._array, self._rows):
-            with suppress(OSError):
-                part.close()
 
 
 class OutputFolder:
     """An output folder held by this process alone. Use as a context manager."""
 
     def __init__(
-        self, folder: str | os.PathLike, identity: dict[str, Any], sources: list[Source], options: EncodeOptions
+        self,
+        folder: str | os.PathLike[str],
+        identity: dict[str, Any],
+        inputs: list[InputFile],
+        options: EncodeOptions,
     ):
         """Start a new folder, or take up one that was started with the same `identity`.
 
         Args:
             folder: one that does not exist, is empty, or holds an earlier part of the same run.
             identity: {"model": ..., "options": ..., "inputs": ...}, as JSON.
+            inputs: the input files.
+            options: of the run.
 
         Raises:
             ValueError: if the folder holds something else, or a run with another identity (naming the difference), or
                 is in use by another process; nothing in it has been touched then.
             OSError: if a finished shard is missing or has changed.
         """
-        self.folder, self.sources, self.options = Path(folder), sources, options
+        self.folder = Path(folder)
+        self.inputs = inputs
+        self.options = options
         self._inspect(identity)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / LOCK, timeout=0)
@@ -107,10 +79,10 @@ class OutputFolder:
             raise
         self._start_shard()
 
-    def __enter__(self):
+    def __enter__(self) -> "OutputFolder":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._abandon()
         self._lock.release()
 
@@ -121,7 +93,8 @@ class OutputFolder:
 
     @property
     def complete(self) -> bool:
-        return self.manifest["complete"]
+        """Whether all rows of the inputs are in finished shards."""
+        return bool(self.manifest["complete"])
 
     @property
     def rows(self) -> int:
@@ -152,10 +125,10 @@ class OutputFolder:
             raise ValueError(f"{path} is not a manifest of '{FORMAT}'; choose another folder.")
         if wrong := _malformed(kept):
             raise ValueError(f"{path} is damaged ({wrong}); choose another folder.")
-        if found := _difference(kept, identity):
+        if difference := _difference(kept, identity):
             if not kept["shards"]:  # begun and left before anything was finished: nothing would be lost
                 return None
-            raise ValueError(f"{self.folder} was begun otherwise: {found}. Use the same again, or another folder.")
+            raise ValueError(f"{self.folder} was begun otherwise: {difference}. Use the same again, or another folder.")
         for shard in kept["shards"]:
             for name, size in shard["files"].items():
                 shard_path = self.folder / name
@@ -173,7 +146,8 @@ class OutputFolder:
                         f"{self.folder / name} has changed since it was finished (its SHA-256 is another); choose "
                         "another folder to encode anew."
                     )
-        path, size = self.folder / SKIPPED, self.manifest["skipped_bytes"]
+        path = self.folder / SKIPPED
+        size = self.manifest["skipped_bytes"]
         self._skipped_digest = hashlib.sha256()
         if not size:
             return
@@ -181,7 +155,8 @@ class OutputFolder:
             what = "was cut" if path.exists() else "is missing"
             raise OSError(f"{path} {what} since its rows were skipped; choose another folder to encode anew.")
         self._skipped_digest = _digest(path, size)
-        if self.manifest.get("skipped_sha256", found := self._skipped_digest.hexdigest()) != found:
+        now = self._skipped_digest.hexdigest()
+        if self.manifest.get("skipped_sha256", now) != now:
             raise OSError(f"{path} has changed since its rows were skipped; choose another folder to encode anew.")
 
     def _begin(self, identity: dict[str, Any]) -> dict[str, Any]:
@@ -199,16 +174,15 @@ class OutputFolder:
                 (self.folder / (name + TEMPORARY)).unlink(missing_ok=True)
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        temporary = self.folder / (MANIFEST + TEMPORARY)
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _to_disk(temporary)
-        os.replace(temporary, self.folder / MANIFEST)
-        _to_disk(self.folder)
+        with atomic_file(self.folder / MANIFEST, self.folder / (MANIFEST + TEMPORARY)) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
     def _start_shard(self) -> None:
         self._names = [self._stem + ending for ending in ENDINGS[self.options.format]]
-        self._writer: Any = None
-        self._seen, self._written, self._tokens = 0, 0, 0
+        self._writer: ParquetShard | NpyShard | None = None
+        self._seen = 0
+        self._written = 0
+        self._tokens = 0
         self._skipped: list[dict[str, Any]] = []
         self._last: Row | None = None
 
@@ -223,13 +197,19 @@ class OutputFolder:
     def add(self, rows: list[Row], embeddings: np.ndarray | None, tokens: int) -> None:
         """Take the next rows, with the embeddings [rows without an error, D]; finish every shard that they fill.
 
+        Args:
+            rows: the rows of a block.
+            embeddings: those of the rows without an error; None where there is no such row.
+            tokens: of the block.
+
         Raises:
             ValueError: at a row with an error, unless such rows are to be skipped.
             OSError: if the shard cannot be written; the finished ones stay as they are.
         """
         while rows:
             count = self.options.shard_rows - self._seen
-            part, rows = rows[:count], rows[count:]
+            part = rows[:count]
+            rows = rows[count:]
             good = [row for row in part if row.error is None]
             self._note_errors(part)
             if good:
@@ -239,7 +219,8 @@ class OutputFolder:
                 embeddings = embeddings[len(good) :]
             self._seen += len(part)
             self._last = part[-1]
-            self._tokens, tokens = self._tokens + tokens, 0
+            self._tokens += tokens
+            tokens = 0
             if self._seen == self.options.shard_rows:
                 with self._guarded():
                     self._commit()
@@ -253,29 +234,24 @@ class OutputFolder:
         for row in rows:
             if row.error is None:
                 continue
-            source = self.sources[row.file]
+            file = self.inputs[row.file]
             if self.options.on_error == "stop":
                 raise ValueError(
-                    f"{source.place(row.number)}: {row.error}. Run again with --on-error skip to go on without such "
+                    f"{file.place(row.number)}: {row.error}. Run again with --on-error skip to go on without such "
                     "rows, or mend the file and encode into a new folder."
                 )
-            self._skipped.append({"file": source.name, "row": row.number, "reason": row.error})
+            self._skipped.append({"file": file.name, "row": row.number, "reason": row.error})
 
     def _write(self, rows: list[Row], embeddings: np.ndarray) -> None:
         if self._writer is None:
             with_ids = self.options.id_column is not None
-            if self.options.format == "parquet":
-                from .read_parquet import ParquetShard
-
-                self._writer = ParquetShard(self._temporary[0], self.sources, with_ids)
-            else:
-                self._writer = NpyShard(self._temporary, self.sources, with_ids)
+            self._writer = WRITERS[self.options.format](self._temporary, self.inputs, with_ids)
         self._writer.add(rows, embeddings)
         self._written += len(rows)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Around what writes: say what was being done if the disk refuses, and leave no half a file behind."""
+        """Around what writes: say what was being done if the disk refuses, and leave no half of a file."""
         try:
             yield
         except OSError as error:
@@ -297,12 +273,14 @@ class OutputFolder:
         """Make the present shard count: see the text at the head of this file."""
         manifest = {**self.manifest, "complete": last}
         if self._last is not None:
-            files, hashes = {}, {}
+            files: dict[str, int] = {}
+            hashes: dict[str, str] = {}
             if self._writer is not None:
                 self._writer.close()
                 for path, name in zip(self._temporary, self._names, strict=True):
-                    _to_disk(path)
-                    files[name], hashes[name] = path.stat().st_size, _digest(path).hexdigest()
+                    to_disk(path)
+                    files[name] = path.stat().st_size
+                    hashes[name] = _digest(path).hexdigest()
             manifest["skipped_bytes"] = self._append_skipped()
             manifest["skipped_sha256"] = self._skipped_digest.hexdigest()
             for path, name in zip(self._temporary, self._names, strict=True):
@@ -324,7 +302,7 @@ class OutputFolder:
         with path.open("r+b" if path.exists() else "wb") as file:
             if file.seek(0, os.SEEK_END) < size:  # to lengthen it would fill it with zeros
                 raise OSError(f"{path} was cut while the run went on")
-            # An interrupted run may have left rows behind of a shard that it did not finish.
+            # An interrupted run may have left rows of a shard that it did not finish.
             file.truncate(size)
             file.seek(size)
             added = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self._skipped).encode()
@@ -335,9 +313,10 @@ class OutputFolder:
             return file.tell()
 
 
-def _digest(path: Path, size: int | None = None):
+def _digest(path: Path, size: int | None = None) -> "hashlib._Hash":
     """SHA-256 of a file, or of its first `size` bytes."""
-    digest, left = hashlib.sha256(), path.stat().st_size if size is None else size
+    digest = hashlib.sha256()
+    left = path.stat().st_size if size is None else size
     with path.open("rb") as file:
         while left > 0 and (piece := file.read(min(left, 1 << 20))):
             digest.update(piece)
@@ -348,9 +327,14 @@ def _digest(path: Path, size: int | None = None):
 def _malformed(kept: dict[str, Any]) -> str:
     """What is missing from a manifest or of a wrong type; "" if nothing is."""
     kinds: dict[str, type] = {
-        "model": dict, "options": dict, "inputs": list, "complete": bool, "next": dict, "skipped_bytes": int,
+        "model": dict,
+        "options": dict,
+        "inputs": list,
+        "complete": bool,
+        "next": dict,
+        "skipped_bytes": int,
         "shards": list,
-    }  # fmt: skip
+    }
     for name, kind in kinds.items():
         if type(kept.get(name)) is not kind:
             return f"'{name}' is missing or no {kind.__name__}"
@@ -362,8 +346,8 @@ def _malformed(kept: dict[str, Any]) -> str:
     ]
     for part, content, wanted in parts:
         for name, kind in wanted.items():
-            found: Any = content.get(name) if isinstance(content, dict) else None
-            if type(found) is not kind or (isinstance(found, int) and found < 0):
+            value: Any = content.get(name) if isinstance(content, dict) else None
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
                 return f"'{name}' of {part} is missing or no {kind.__name__}"
     for i, shard in enumerate(kept["shards"]):
         hashes = shard.get("sha256", {})
@@ -375,18 +359,6 @@ def _malformed(kept: dict[str, Any]) -> str:
     if kept["skipped_bytes"] < 0 or kept["next"]["file"] > len(kept["inputs"]):
         return "'skipped_bytes' or 'next' is out of range"
     return ""
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from .block_encoder import Encoded, Encoder, ModelSource
+from ..io.loading import PinnedModel
+from .block_encoder import BlockEncoder, Encoded
 from .options import EncodeOptions
 from .rows import read_blocks
 
@@ -19,9 +20,9 @@ AGAIN = "The same command again resumes."
 
 
 class BlockReader:
-    """Turns the one row that stands for all inputs into a row for every block, and an empty one at the end."""
+    """Turns the one row that represents all inputs into a row for every block, and an empty one at the end."""
 
-    def __init__(self, arguments: tuple):
+    def __init__(self, arguments: tuple[Any, ...]):
         self.arguments = arguments
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -29,11 +30,11 @@ class BlockReader:
             yield {"number": [number], "block": [pickle.dumps(block)]}
 
 
-class BlockEncoder:
+class EncodingActor:
     """Loads the model once in an actor, then encodes blocks."""
 
-    def __init__(self, model: ModelSource, options: EncodeOptions):
-        self.encoder = Encoder(model, options)
+    def __init__(self, model: PinnedModel, options: EncodeOptions):
+        self.encoder = BlockEncoder(model, options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         block = pickle.loads(row["block"])
@@ -42,11 +43,17 @@ class BlockEncoder:
 
 
 def encode_with_ray(
-    model: ModelSource, options: EncodeOptions, arguments: tuple, workers: int | None
+    model: PinnedModel, options: EncodeOptions, arguments: tuple[Any, ...], workers: int | None
 ) -> Iterator[Encoded]:
     """The blocks of `read_blocks(*arguments)`, encoded by actors, in order.
 
     Connects to the cluster that RAY_ADDRESS names, to one that runs on this machine, or starts one here.
+
+    Args:
+        model: what every actor loads.
+        options: of the run.
+        arguments: of `read_blocks`.
+        workers: number of actors; None for one a GPU, or one a CPU where there is no GPU.
 
     Raises:
         ValueError: if Ray is not installed.
@@ -73,9 +80,9 @@ def encode_with_ray(
     with DataContext.current(context):
         blocks = ray.data.from_items([0]).map_batches(
             BlockReader(arguments), batch_size=1, num_cpus=0, label_selector=here
-        )  # fmt: skip
+        )
         encoded = blocks.map(
-            BlockEncoder,  # type: ignore[arg-type]  # Ray's types leave out classes, which its documentation asks for
+            EncodingActor,  # type: ignore[arg-type]  # Ray's types leave out classes, which its documentation asks for
             fn_constructor_args=(model, options),
             compute=ActorPoolStrategy(size=count),
             **needs,
@@ -89,6 +96,6 @@ def encode_with_ray(
                 return
             yield block
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]  # before it stands the traceback of the worker
+        reason = str(error).strip().splitlines()[-1]  # after the traceback of the worker
         raise OSError(f"Ray gave up: {reason} {AGAIN}") from error
     raise OSError(f"Ray ended before the last block. {AGAIN}")

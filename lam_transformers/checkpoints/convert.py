@@ -1,18 +1,14 @@
 """Published checkpoints in, one LAM folder out: `lam convert`."""
 
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel
 
+from ..io.atomic import atomic_folder
 from ..model.checks_lam import check_regular
 from ..published.configuration_lam_published import LAMPublishedConfig
 from .dedup import Account, account_report, take_account
@@ -35,11 +31,11 @@ TARGETS = ("published", "gated_delta")
 
 
 def convert(
-    sources: Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
-    base: str | os.PathLike | None = None,
-    tokenizer: str | os.PathLike | None = None,
+    base: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     to: str = "published",
     rule: str | None = None,
     gate: str | None = None,
@@ -88,7 +84,7 @@ def convert(
     kind = "one file" if any(name.startswith("teacher_model.") for name in names) else "two files"
     report = _describe(checkpoints, kind, config, account)
     where = tokenizer if tokenizer is not None else tokenizer_beside(checkpoints)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         length = min(LONGEST[kind], config.max_position_embeddings)
         _write_tokenizer(where, folder, config.vocab_size, length if to == "published" else None)
         if to == "published":
@@ -108,14 +104,15 @@ def find_weights(source: Path) -> list[Path]:
     for name in WEIGHTS:
         if (source / name).is_file():
             return [source / name]
-    found = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
-    if len(found) != 1:
-        what = "holds no checkpoint" if not found else f"holds several checkpoints: {', '.join(p.name for p in found)}"
+    files = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
+        what = f"holds several checkpoints: {names}" if files else "holds no checkpoint"
         raise ValueError(f"{source} {what}; name the file to convert.")
-    return found
+    return files
 
 
-def find_base(base: str | os.PathLike) -> Path:
+def find_base(base: str | os.PathLike[str]) -> Path:
     """A base model's file or folder, or the weights of a Hub repository."""
     if Path(base).exists():
         return Path(base)
@@ -134,64 +131,6 @@ def tokenizer_beside(checkpoints: Sequence[Checkpoint]) -> Path:
         f"{folders[0]} has no tokenizer.json and no vocab.txt; give one with --tokenizer (a folder, a file, or "
         "all-MiniLM-L6-v2)."
     )
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that becomes `out` when the block ends well and disappears when it does not."""
-    _remove_left(out)
-    folder = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    folder.mkdir()
-    lock = _lock_folder(folder)
-    try:
-        yield folder
-        if out.exists():
-            raise FileExistsError(f"{out} appeared in the meantime; choose a new folder.")
-        os.rename(folder, out)
-    except SafetensorError as error:
-        raise OSError(f"{out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_left(out: Path) -> None:
-    """Remove what conversions to `out` that were killed have left; one that still runs holds a lock on its folder."""
-    pattern = re.compile(re.escape(f".{out.name}.") + r"(\d+)(-[0-9a-f]+)?\.tmp")
-    for folder in out.parent.iterdir():
-        match = pattern.fullmatch(folder.name)
-        if match and folder.is_dir() and not folder.is_symlink() and not _runs(int(match[1])):
-            lock = _lock_folder(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-
-
-def _runs(process: int) -> bool:
-    """Whether a process of this machine has that number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it is someone else's
-        return True
-    return True
-
-
-def _lock_folder(folder: Path) -> int | None:
-    """A handle that holds a lock on a folder until it is closed or the process ends; None if there can be none."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _in_order(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -213,16 +152,7 @@ def _describe(
     checkpoints: Sequence[Checkpoint], kind: str, config: LAMPublishedConfig, account: Account
 ) -> dict[str, Any]:
     return {
-        "sources": [
-            {
-                "file": checkpoint.path.name,
-                "sha256": checkpoint.sha256(),
-                "bytes": checkpoint.path.stat().st_size,
-                "format": checkpoint.format,
-                "notes": checkpoint.notes,
-            }
-            for checkpoint in checkpoints
-        ],
+        "sources": [{**_describe_file(checkpoint), "notes": checkpoint.notes} for checkpoint in checkpoints],
         "kind": kind,
         "layout": config.layout,
         "rule": config.rule,
@@ -231,15 +161,28 @@ def _describe(
     }
 
 
+def _describe_file(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "file": checkpoint.path.name,
+        "sha256": checkpoint.sha256(),
+        "bytes": checkpoint.path.stat().st_size,
+        "format": checkpoint.format,
+    }
+
+
 def _geometry(config: LAMPublishedConfig) -> dict[str, int]:
     names = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
         "max_position_embeddings",
-    )  # fmt: skip
+    )
     return {name: getattr(config, name) for name in names}
 
 
-def _write_tokenizer(source: str | os.PathLike, folder: Path, vocab_size: int, max_length: int | None) -> None:
+def _write_tokenizer(source: str | os.PathLike[str], folder: Path, vocab_size: int, max_length: int | None) -> None:
     backend = read_tokenizer(source)
     if (pieces := backend.get_vocab_size()) > vocab_size:
         raise ValueError(
@@ -292,7 +235,13 @@ def _write_successor(
     write_json(folder / REPORT, report)
 
 
-def _start_from_bert(source: Path, checkpoint: Checkpoint, out: Path, tokenizer, gate) -> dict[str, Any]:
+def _start_from_bert(
+    source: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+    tokenizer: str | os.PathLike[str] | None,
+    gate: str | None,
+) -> dict[str, Any]:
     if not source.is_dir() or not (source / "config.json").is_file():
         raise ValueError(
             f"{source} is a BERT's weights alone; give the folder with its config.json, as lam init wants it."
@@ -300,15 +249,17 @@ def _start_from_bert(source: Path, checkpoint: Checkpoint, out: Path, tokenizer,
     take_account([checkpoint])  # for its checks
     _check_bert(source, checkpoint)
     model = lam_from_bert(source, output_gate_rank=parse_gate(gate or "32"))
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         model.save_pretrained(folder)
         save_tokenizer(source if tokenizer is None else tokenizer, folder)
         export_model(folder, folder, torch.float32)
     return {
-        "sources": [{"file": checkpoint.path.name, "sha256": checkpoint.sha256(),
-                     "bytes": checkpoint.path.stat().st_size, "format": checkpoint.format, "notes": {}}],
-        "kind": "BERT", "to": "gated_delta", "parameters": model.num_parameters(), "needs_distillation": True,
-    }  # fmt: skip
+        "sources": [{**_describe_file(checkpoint), "notes": {}}],
+        "kind": "BERT",
+        "to": "gated_delta",
+        "parameters": model.num_parameters(),
+        "needs_distillation": True,
+    }
 
 
 def _check_bert(source: Path, checkpoint: Checkpoint) -> None:
@@ -320,7 +271,7 @@ def _check_bert(source: Path, checkpoint: Checkpoint) -> None:
     got = {name: x.shape for name, x in checkpoint.tensors.items()}
     wrong = sorted(name for name, shape in expected.items() if got.get(name) != shape)
     if checkpoint.wrapped or wrong:
-        what = (
-            f"have {len(wrong)} tensors that do not fit its config.json, such as {wrong[0]}" if wrong else "are wrapped"
-        )
+        what = "are wrapped"
+        if wrong:
+            what = f"have {len(wrong)} tensors that do not fit its config.json, such as {wrong[0]}"
         raise ValueError(f"The weights of {source} {what}; a LAM can only start from a plain and complete BERT folder.")

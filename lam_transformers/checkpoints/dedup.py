@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -33,7 +34,13 @@ class Entry:
 
 @dataclass
 class Pair:
-    """An entry and the one that stays in its stead."""
+    """An entry that is dropped, and the one that is kept in its place.
+
+    Attributes:
+        dropped: the entry that is not needed.
+        kept: the one that is.
+        how: how it was found out that they are one, or why the other one counts.
+    """
 
     dropped: Entry
     kept: Entry
@@ -111,7 +118,9 @@ def _entries(checkpoint: Checkpoint, drop: tuple[str, ...]) -> Iterator[Entry]:
         else:
             yield Entry(checkpoint.path.name, name, tensor, place)
     if unknown:
-        shown, first = ", ".join(sorted(unknown)[:4]), sorted(unknown)[0].split(".")[0]
+        unknown.sort()
+        shown = ", ".join(unknown[:4])
+        first = unknown[0].split(".")[0]
         raise ValueError(
             f"{checkpoint.path} holds {len(unknown)} tensors that no published checkpoint has, such as {shown}. If "
             f"they are not part of the model, leave them out with --drop {first}."
@@ -125,9 +134,10 @@ def _rank(entry: Entry) -> tuple[bool, str]:
 
 def check_finite(entries: Iterable[Entry]) -> None:
     """Raise ValueError that names a tensor of the model with NaN or Inf, or of integers."""
-    seen = set()
+    seen: set[tuple[int, int, int]] = set()
     for entry in entries:
-        x, key = entry.tensor, (entry.storage, entry.tensor.storage_offset(), entry.size)
+        x = entry.tensor
+        key = (entry.storage, x.storage_offset(), entry.size)
         if entry.place.training or key in seen or entry.place.role == "position_ids":
             continue
         seen.add(key)
@@ -142,7 +152,8 @@ def check_finite(entries: Iterable[Entry]) -> None:
 
 def compare(first: Entry, other: Entry) -> str:
     """How two entries of one role are the same; ValueError with the largest difference if they are not."""
-    a, b = first.tensor, other.tensor
+    a = first.tensor
+    b = other.tensor
     if a.shape != b.shape:
         raise ValueError(
             f"{first.name} and {other.name} of {first.file} should be one tensor but have shapes {list(a.shape)} and "
@@ -164,12 +175,12 @@ def compare(first: Entry, other: Entry) -> str:
 
 
 def entries_of(entries: Iterable[Entry]) -> int:
-    """How many numbers they hold together."""
+    """The number of numbers that they hold together."""
     return sum(entry.size for entry in entries)
 
 
 def bytes_of(entries: Iterable[Entry]) -> int:
-    """How many bytes they take when each is written by itself."""
+    """The number of bytes that they take when each is written by itself."""
     return sum(entry.size * entry.tensor.element_size() for entry in entries)
 
 
@@ -183,21 +194,23 @@ def component_table(entries: Iterable[Entry], line: str = "part") -> dict[str, d
     return table
 
 
-def account_report(account: Account) -> dict:
+def account_report(account: Account) -> dict[str, Any]:
     """The account as numbers, each counted from the tensors; the totals are checked against each other.
 
-    Returns a dictionary for JSON: "entries" (the chain from the files to what is kept), "tensors", "bytes", "kept",
-    "unused", "published_breakdown" (by name, with the embeddings counted once), "duplicates" and "replaced" (pair by
-    pair).
+    Returns:
+        A dictionary for JSON: "entries" (the chain from the files to what is kept), "tensors", "bytes", "kept",
+        "unused", "published_breakdown" (by name, with the embeddings counted once), "duplicates" and "replaced" (pair
+        by pair).
     """
     entries = account.entries
     embeddings = [pair for pair in account.duplicates if pair.dropped.place.part == EMBEDDINGS]
     second_embeddings = {(pair.dropped.file, pair.dropped.name) for pair in embeddings}
-    total, unique, kept = entries_of(entries), entries_of(account.unique), entries_of(account.kept)
-    duplicate, replaced, unused = (
-        entries_of(x)
-        for x in ([p.dropped for p in account.duplicates], [p.dropped for p in account.replaced], account.unused)
-    )
+    total = entries_of(entries)
+    unique = entries_of(account.unique)
+    kept = entries_of(account.kept)
+    duplicate = entries_of(pair.dropped for pair in account.duplicates)
+    replaced = entries_of(pair.dropped for pair in account.replaced)
+    unused = entries_of(account.unused)
     if total - duplicate != unique or unique - replaced - unused != kept:
         raise AssertionError(
             f"the account does not add up: {total}, {duplicate}, {unique}, {replaced}, {unused}, {kept}"
@@ -231,5 +244,5 @@ def account_report(account: Account) -> dict:
     }
 
 
-def _pair_report(pair: Pair) -> dict:
+def _pair_report(pair: Pair) -> dict[str, Any]:
     return {"dropped": pair.dropped.name, "kept": pair.kept.name, "entries": pair.dropped.size, "how": pair.how}

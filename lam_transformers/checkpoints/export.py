@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from ..io.atomic import atomic_file
 from ..model.checks_lam import check_folder, weights_checksum
 from ..model.configuration_lam import LAMConfig
 from ..model.heads_lam import AUTO_MAP
@@ -21,9 +21,17 @@ from .tokenizer import BERT_SPECIAL, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
-    "checks_lam.py", "configuration_lam.py", "delta_rule_lam.py", "heads_lam.py", "memory_lam.py", "modeling_lam.py",
-    "packing_lam.py", "sentence_transformers_module.py", "state_lam.py", "streaming_lam.py",
-)  # fmt: skip
+    "checks_lam.py",
+    "configuration_lam.py",
+    "delta_rule_lam.py",
+    "heads_lam.py",
+    "memory_lam.py",
+    "modeling_lam.py",
+    "packing_lam.py",
+    "sentence_transformers_module.py",
+    "state_lam.py",
+    "streaming_lam.py",
+)
 
 # What sentence-transformers looks at before it loads a folder: the bounds of pyproject.toml, and what was tested.
 REQUIREMENTS = {
@@ -47,10 +55,13 @@ _OWN_MODULES: dict[str, Any] = {
         {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.models.Normalize"},
     ],
     "sentence_lam_config.json": {
-        "max_seq_length": None, "pooling_mode": "mean", "token_budget": None, "include_prompt": True,
+        "max_seq_length": None,
+        "pooling_mode": "mean",
+        "token_budget": None,
+        "include_prompt": True,
     },
     "1_Normalize/config.json": {},
-}  # fmt: skip
+}
 _STOCK_MODULES: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -68,13 +79,13 @@ def shipped_file(name: str) -> Path:
     return PACKAGE / ("published" if name.endswith("_published.py") else "model") / name
 
 
-def copy_code(folder: str | os.PathLike, names: Iterable[str] = SHIPPED_CODE) -> None:
+def copy_code(folder: str | os.PathLike[str], names: Iterable[str] = SHIPPED_CODE) -> None:
     """Put the package's own model files into a model folder, byte for byte."""
     for name in names:
         shutil.copyfile(shipped_file(name), Path(folder) / name)
 
 
-def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+def save_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
     """Save a tokenizer without fixed truncation, fixed padding or a limit of length; see `write_tokenizer`.
 
     Raises OSError, in one line, if there is none or its files are damaged. No code of a folder is run.
@@ -92,30 +103,26 @@ def save_tokenizer(source: str | os.PathLike, folder: str | os.PathLike) -> None
     write_tokenizer(loaded.backend_tokenizer, special, folder)
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     """Write contiguous tensors with their own SHA-256 in the metadata; the file is replaced only when complete.
 
     Raises OSError if it cannot be written.
     """
-    temporary = f"{os.fspath(path)}.tmp"
-    try:
+    with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
         metadata = {"format": "pt", "sha256": weights_checksum(temporary)}
         save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+        os.chmod(temporary, 0o644)  # safetensors makes files that only their owner may read
 
 
-def save_weights(model: LAMModel, path: str | os.PathLike, dtype: torch.dtype) -> None:
+def save_weights(model: LAMModel, path: str | os.PathLike[str], dtype: torch.dtype) -> None:
     """Write a model's weights in `dtype`; see `save_tensors`."""
     save_tensors({name: x.detach().to(dtype).contiguous().cpu() for name, x in model.state_dict().items()}, path)
 
 
 def export_model(
-    source: str | os.PathLike,
-    folder: str | os.PathLike,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     dtype: torch.dtype = torch.float16,
     card: str | None = None,
     stock: bool = False,
@@ -165,10 +172,13 @@ def write_modules(folder: Path, hidden_size: int, max_seq_length: int | None = N
     Files of the other kind of folder are removed.
 
     Args:
+        folder: where to.
+        hidden_size: width of the embeddings.
         max_seq_length: tokens after which a text is cut; None for the tokenizer's own limit, if there is one.
         stock: sentence-transformers' own modules instead of `LAMTransformer`.
     """
-    modules, others = (_STOCK_MODULES, _OWN_MODULES) if stock else (_OWN_MODULES, _STOCK_MODULES)
+    modules = _STOCK_MODULES if stock else _OWN_MODULES
+    others = _OWN_MODULES if stock else _STOCK_MODULES
     for name in others.keys() - modules.keys():
         (folder / name).unlink(missing_ok=True)
         if (folder / name).parent != folder:

@@ -2,10 +2,12 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from ..io.terminal import one_line, printable
 from ..model.checks_lam import read_json, weights_checksum
@@ -18,6 +20,9 @@ from .pickles import Checkpoint, read_checkpoint
 def inspect(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint, memory-mapped, and describe it.
 
+    Args:
+        source: file or folder.
+
     Returns:
         a dictionary for JSON: "what", "files", "entries", "tensors", "distinct_storages", "dtypes", "components" (name
         -> tensors, entries, bytes), "duplicates" (pair by pair), "loads" and, where it does not, "reason".
@@ -28,25 +33,29 @@ def inspect(source: str | Path) -> dict[str, Any]:
     """
     source = Path(source)
     checkpoints = [read_checkpoint(file) for file in find_weights(source)]
-    found = _contents(checkpoints)
-    names = list(found.pop("names"))
+    inspection = _contents(checkpoints)
+    names = list(inspection.pop("names"))
     folder = source if source.is_dir() else source.parent
     if any(name.startswith("layers.0.memory.") for name in names):
-        found |= _lam_folder(folder, checkpoints[0])
+        inspection |= _lam_folder(folder, checkpoints[0])
     elif has_memory(names):
-        found |= _published(checkpoints)
+        inspection |= _published(checkpoints)
     elif is_bert(names):
-        found |= {"what": "a BERT; lam convert or lam init starts a LAM from it", "loads": True, "duplicates": []}
+        inspection |= {"what": "a BERT; lam convert or lam init starts a LAM from it", "loads": True, "duplicates": []}
     else:
-        found |= {"what": "nothing that LAM knows", "loads": False, "reason": "no memory layers and no BERT layers"}
-    return found
+        inspection |= {
+            "what": "nothing that LAM knows",
+            "loads": False,
+            "reason": "no memory layers and no BERT layers",
+        }
+    return inspection
 
 
 def _contents(checkpoints: list[Checkpoint]) -> dict[str, Any]:
-    components: dict[str, Counter] = {}
-    dtypes: Counter = Counter()
-    storages = set()
-    names = []
+    components: dict[str, Counter[str]] = {}
+    dtypes: Counter[str] = Counter()
+    storages: set[int] = set()
+    names: list[str] = []
     for checkpoint in checkpoints:
         for name, x in checkpoint.tensors.items():
             names.append(name)
@@ -79,17 +88,19 @@ def _component(name: str) -> str:
 
 def _published(checkpoints: list[Checkpoint]) -> dict[str, Any]:
     checkpoints = sorted(checkpoints, key=lambda x: not has_memory(x.tensors))
-    found: dict[str, Any] = {"what": "a published LAM checkpoint", "loads": True}
+    inspection: dict[str, Any] = {"what": "a published LAM checkpoint", "loads": True}
     try:
         account = take_account(checkpoints)
         report = account_report(account)
-        found |= {name: report[name] for name in ("duplicates", "kept", "unused")}
+        inspection |= {name: report[name] for name in ("duplicates", "kept", "unused")}
         config = config_of(account.tensors)
-        found["what"] += f", layout {config.layout} ({config.num_hidden_layers} layers of width {config.hidden_size})"
+        inspection["what"] += (
+            f", layout {config.layout} ({config.num_hidden_layers} layers of width {config.hidden_size})"
+        )
         check_complete(account.tensors, {entry.place.role: entry.name for entry in account.kept}, config)
     except ValueError as error:
-        found |= {"loads": False, "reason": str(error)}
-    return found
+        inspection |= {"loads": False, "reason": str(error)}
+    return inspection
 
 
 def _lam_folder(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def _lam_folder(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "lam_published": (LAMPublishedConfig, LAMPublishedModel),
     }
     published = any(name.endswith("memory.o_norm.gate") for name in checkpoint.tensors)
-    found: dict[str, Any] = {"what": "a converted published checkpoint" if published else "a LAM", "loads": True}
+    inspection: dict[str, Any] = {"what": "a converted published checkpoint" if published else "a LAM", "loads": True}
     try:
         settings = read_json(folder / "config.json")
         if (kind := settings.get("model_type")) not in kinds:
@@ -124,12 +135,12 @@ def _lam_folder(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
             raise ValueError(f"{bad[0]} holds NaN or Inf.")
         _check_checksum(checkpoint.path)
     except (OSError, ValueError, RuntimeError) as error:
-        found |= {"loads": False, "reason": str(error)}
-    return found
+        inspection |= {"loads": False, "reason": str(error)}
+    return inspection
 
 
-def _check_layers(config, names) -> None:
-    """Raise ValueError unless there are as many layers as the configuration says: so many will be built."""
+def _check_layers(config: PretrainedConfig, names: Iterable[str]) -> None:
+    """Raise ValueError unless there are as many layers as the configuration says: that many will be built."""
     layers = {int(match[1]) for name in names if (match := re.match(r"layers\.(\d{1,9})\.", name))}
     if max(layers, default=-1) + 1 != config.num_hidden_layers:
         raise ValueError(
@@ -148,27 +159,27 @@ def _check_checksum(path: Path) -> None:
         raise ValueError(f"{path} does not match its own SHA-256; it was changed or damaged.")
 
 
-def format_inspection(found: dict[str, Any]) -> str:
+def format_inspection(inspection: dict[str, Any]) -> str:
     """The result of `inspect` as lines of text."""
     lines = []
-    for file in found["files"]:
+    for file in inspection["files"]:
         notes = "".join(f"  {printable(name)} {printable(value)[:200]}" for name, value in file["notes"].items())
         lines.append(f"{file['file']}  {file['bytes']:,} bytes  {file['format']}{notes}")
-    lines.append(found["what"])
-    dtypes = ", ".join(f"{count:,} {name}" for name, count in found["dtypes"].items())
+    lines.append(inspection["what"])
+    dtypes = ", ".join(f"{count:,} {name}" for name, count in inspection["dtypes"].items())
     lines.append(
-        f"{found['tensors']} tensors, {found['distinct_storages']} distinct storages, "
-        f"{found['entries']:,} entries: {dtypes}"
+        f"{inspection['tensors']} tensors, {inspection['distinct_storages']} distinct storages, "
+        f"{inspection['entries']:,} entries: {dtypes}"
     )
     lines += [
         f"  {row['entries']:>12,}  {row['bytes']:>13,} bytes  {printable(name)} ({row['tensors']} tensors)"
-        for name, row in found["components"].items()
+        for name, row in inspection["components"].items()
     ]
-    if pairs := found["duplicates"]:
+    if pairs := inspection["duplicates"]:
         entries = sum(pair["entries"] for pair in pairs)
         lines.append(f"{len(pairs)} duplicates, {entries:,} entries")
         lines += [
             f"  {x['entries']:>12,}  {printable(x['dropped'])} = {printable(x['kept'])} ({x['how']})" for x in pairs
         ]
-    lines.append("loads: yes" if found["loads"] else f"loads: no. {one_line(found['reason'])}")
+    lines.append("loads: yes" if inspection["loads"] else f"loads: no. {one_line(inspection['reason'])}")
     return "\n".join(lines)

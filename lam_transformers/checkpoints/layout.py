@@ -9,7 +9,8 @@ import torch
 from ..published.configuration_lam_published import LAMPublishedConfig
 from ..published.modeling_lam_published import LAMPublishedModel
 
-EMBEDDINGS, MEMORY, UNUSED, TRAINING = "embeddings", "memory layers", "not used in inference", "training only"
+EMBEDDINGS = "embeddings"
+MEMORY = "memory layers"
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,39 @@ class Place:
 
 _TEACHER = r"(?:teacher_model\.)?"
 _LAYER = _TEACHER + r"encoder\.layer\.(?P<i>\d+)\."
+_ATTENTION = _LAYER + r"attention\."
 _KIND = r"\.(?P<kind>weight|bias)"
+_QKV = "layers.{i}.attention.{rest}.{kind}"
+_ATTENTION_OUT = "layers.{i}.attention.output.{kind}"
+_IN_PROJ = "layers.{i}.feed_forward.in_proj.{kind}"
+_OUT_PROJ = "layers.{i}.feed_forward.out_proj.{kind}"
+_LAST_NORM = "layers.{i}.feed_forward_norm.{kind}"
 # (pattern of the name, role, part, family, needed). The first that matches decides.
-_PLACES: tuple[tuple[re.Pattern, str, str, str, bool], ...] = tuple(
-    (re.compile(pattern), role, part, family, needed)
-    for pattern, role, part, family, needed in (
-        (_TEACHER + r"embeddings\.position_ids", "position_ids", "position counter", "other", False),
-        (_TEACHER + r"embeddings\.(?P<rest>.+)", "embeddings.{rest}", EMBEDDINGS, "embeddings", True),
-        (r"(?:deltanet|lam)_layers\.(?P<i>\d+)\.(?P<rest>.+)", "layers.{i}.memory.{rest}", MEMORY, "DeltaNet", True),
-        (r"(?:deltanet|lam)_norms\.(?P<i>\d+)" + _KIND, "layers.{i}.memory_norm.{kind}", "norms", "DeltaNet", True),
-        (
-            r"deltanet_ffns\.(?P<i>\d+)(?:\.dense)?" + _KIND,
-            "layers.{i}.feed_forward.in_proj.{kind}", "intermediate.dense", "DeltaNet", True,
-        ),
-        (
-            r"output_dense_layers\.(?P<i>\d+)(?:\.dense)?" + _KIND,
-            "layers.{i}.feed_forward.out_proj.{kind}", "output.dense", "FFN", True,
-        ),
-        (r"ffn_norms\.(?P<i>\d+)" + _KIND, "layers.{i}.feed_forward_norm.{kind}", "norms", "FFN", True),
-        (
-            _LAYER + r"attention\.self\.(?P<rest>query|key|value)" + _KIND,
-            "layers.{i}.attention.{rest}.{kind}", "attention q, k, v", "base/attention", False,
-        ),
-        (
-            _LAYER + r"attention\.output\.dense" + _KIND,
-            "layers.{i}.attention.output.{kind}", "attention.output.dense", "FFN", False,
-        ),
-        (
-            _LAYER + r"attention\.output\.LayerNorm" + _KIND,
-            "layers.{i}.memory_norm.{kind}", "norms", "layer norms", True,
-        ),
-        (
-            _LAYER + r"intermediate\.dense" + _KIND,
-            "layers.{i}.feed_forward.in_proj.{kind}", "intermediate.dense", "FFN", True,
-        ),
-        (
-            _LAYER + r"output\.dense" + _KIND,
-            "layers.{i}.feed_forward.out_proj.{kind}", "output.dense", "FFN", True,
-        ),
-        (_LAYER + r"output\.LayerNorm" + _KIND, "layers.{i}.feed_forward_norm.{kind}", "norms", "layer norms", True),
-        (_TEACHER + r"pooler\.dense" + _KIND, "pooler.{kind}", "pooler", "other", False),
-    )
-)  # fmt: skip
+_PATTERNS = (
+    (_TEACHER + r"embeddings\.position_ids", "position_ids", "position counter", "other", False),
+    (_TEACHER + r"embeddings\.(?P<rest>.+)", "embeddings.{rest}", EMBEDDINGS, "embeddings", True),
+    (r"(?:deltanet|lam)_layers\.(?P<i>\d+)\.(?P<rest>.+)", "layers.{i}.memory.{rest}", MEMORY, "DeltaNet", True),
+    (r"(?:deltanet|lam)_norms\.(?P<i>\d+)" + _KIND, "layers.{i}.memory_norm.{kind}", "norms", "DeltaNet", True),
+    (r"deltanet_ffns\.(?P<i>\d+)(?:\.dense)?" + _KIND, _IN_PROJ, "intermediate.dense", "DeltaNet", True),
+    (r"output_dense_layers\.(?P<i>\d+)(?:\.dense)?" + _KIND, _OUT_PROJ, "output.dense", "FFN", True),
+    (r"ffn_norms\.(?P<i>\d+)" + _KIND, _LAST_NORM, "norms", "FFN", True),
+    (
+        _ATTENTION + r"self\.(?P<rest>query|key|value)" + _KIND,
+        _QKV,
+        "attention q, k, v",
+        "base/attention",
+        False,
+    ),
+    (_ATTENTION + r"output\.dense" + _KIND, _ATTENTION_OUT, "attention.output.dense", "FFN", False),
+    (_ATTENTION + r"output\.LayerNorm" + _KIND, "layers.{i}.memory_norm.{kind}", "norms", "layer norms", True),
+    (_LAYER + r"intermediate\.dense" + _KIND, _IN_PROJ, "intermediate.dense", "FFN", True),
+    (_LAYER + r"output\.dense" + _KIND, _OUT_PROJ, "output.dense", "FFN", True),
+    (_LAYER + r"output\.LayerNorm" + _KIND, _LAST_NORM, "norms", "layer norms", True),
+    (_TEACHER + r"pooler\.dense" + _KIND, "pooler.{kind}", "pooler", "other", False),
+)
+_PLACES: tuple[tuple[re.Pattern[str], str, str, str, bool], ...] = tuple(
+    (re.compile(pattern), role, part, family, needed) for pattern, role, part, family, needed in _PATTERNS
+)
 _TRAINING = re.compile(
     r"(feature_proj|projections|emb_projection|optimizer_state_dict|scheduler_state_dict|optimizer|scheduler|config)\."
 )

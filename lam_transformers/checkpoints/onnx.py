@@ -28,7 +28,7 @@ class LAMSegment(nn.Module):
         memory         [L, B, H, 2, K, V] float32, the memories of the L layers; zeros before a text
         conv           [L, B, conv_kernel - 1, 3 D] float32, the last inputs of the convolutions; zeros before a text
         seen           [B] int64, tokens read so far
-        length         [B] int64, how many of the T tokens are real, from the left; the others are padding
+        length         [B] int64, number of the T tokens that are real, from the left; the others are padding
         hidden_states  [B, T, D], zero at the padding
 
     The values are those of `LAMModel` with a `cache`.
@@ -36,13 +36,23 @@ class LAMSegment(nn.Module):
 
     def __init__(self, model: LAMModel):
         super().__init__()
-        self.embeddings, self.layers = model.embeddings, model.layers
+        self.embeddings = model.embeddings
+        self.layers = model.layers
 
-    def forward(self, input_ids, memory, conv, seen, length):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        memory: torch.Tensor,
+        conv: torch.Tensor,
+        seen: torch.Tensor,
+        length: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read one segment; arguments and results as the class says."""
         step = torch.arange(input_ids.shape[1], device=input_ids.device)
         real = (step < length.unsqueeze(1)).unsqueeze(-1)  # [B, T, 1]
         x = self.embeddings(input_ids, None, torch.zeros_like(input_ids), seen.unsqueeze(1) + step)
-        memories, convs = [], []
+        memories = []
+        convs = []
         for i, layer in enumerate(self.layers):
             y, after, inputs = layer.memory.read_left(layer.memory.in_proj(x), real, length, memory[i], conv[i])
             x = layer.memory_norm(x + y)
@@ -62,7 +72,16 @@ def _example(model: LAMModel, batch: int, tokens: int) -> tuple[torch.Tensor, ..
 def export_segment(model: LAMModel, batch: int = 1, tokens: int = 128) -> torch.export.ExportedProgram:
     """A segment of B x T tokens as a graph of torch.export; inputs and outputs as `LAMSegment`.
 
-    Raises ValueError unless the model is on the CPU in float32 and the sizes are positive.
+    Args:
+        model: on the CPU, in float32.
+        batch: B.
+        tokens: T.
+
+    Returns:
+        The graph, which runs in torch alone.
+
+    Raises:
+        ValueError: for a model on another device or of another type, or sizes that are not positive.
     """
     weight = model.embeddings.word_embeddings.weight
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
@@ -75,10 +94,21 @@ def export_segment(model: LAMModel, batch: int = 1, tokens: int = 128) -> torch.
         return torch.export.export(LAMSegment(model).eval(), _example(model, batch, tokens))
 
 
-def export_onnx(source: str | os.PathLike, path: str | os.PathLike, batch: int = 1, tokens: int = 128) -> None:
+def export_onnx(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], batch: int = 1, tokens: int = 128
+) -> None:
     """Write a segment of the LAM folder `source` as an ONNX file; inputs INPUTS, outputs OUTPUTS, as `LAMSegment`.
 
-    Raises ImportError without the extra `onnx`, OSError if `source` cannot be loaded, ValueError for impossible sizes.
+    Args:
+        source: a LAM folder.
+        path: the file to write; the folders above it are made where they are missing.
+        batch: B, the texts of a segment.
+        tokens: T, the tokens of each text in a segment.
+
+    Raises:
+        ImportError: without the extra `onnx`.
+        OSError: if `source` cannot be loaded.
+        ValueError: for impossible sizes.
     """
     try:
         import onnxscript  # noqa: F401
@@ -102,7 +132,7 @@ def embed_segments(session, texts: list[list[int]]) -> np.ndarray:
         raise ValueError(f"Text {[bool(ids) for ids in texts].index(False)} has no tokens.")
     shapes = {x.name: x.shape for x in session.get_inputs()}
     batch, tokens = shapes["input_ids"]
-    found = []
+    sums: list[np.ndarray] = []
     for first in range(0, len(texts), batch):
         group = texts[first : first + batch]
         state = {name: np.zeros(shapes[name], np.float32) for name in ("memory", "conv")}
@@ -113,10 +143,11 @@ def embed_segments(session, texts: list[list[int]]) -> np.ndarray:
             length = np.zeros(batch, np.int64)
             for row, text in enumerate(group):
                 piece = text[start : start + tokens]
-                ids[row, : len(piece)], length[row] = piece, len(piece)
+                ids[row, : len(piece)] = piece
+                length[row] = len(piece)
             hidden, *after = session.run(list(OUTPUTS), {"input_ids": ids, "length": length, **state})
             state = dict(zip(("memory", "conv", "seen"), after, strict=True))
             total = total + hidden.sum(1, dtype=np.float64)
-        found.append(total[: len(group)])
-    pooled = torch.from_numpy(np.concatenate(found)) if found else torch.zeros(0, 0)
+        sums.append(total[: len(group)])
+    pooled = torch.from_numpy(np.concatenate(sums)) if sums else torch.zeros(0, 0)
     return F.normalize(pooled, dim=-1).float().numpy()

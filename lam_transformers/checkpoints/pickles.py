@@ -1,4 +1,4 @@
-"""Checkpoint files as names and tensors, memory-mapped, without running anything that stands in them."""
+"""Checkpoint files as names and tensors, memory-mapped, without running anything that is in them."""
 
 import hashlib
 import re
@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from ..model.checks_lam import check_regular
 
-# Names under which people wrap a state dict; what is inside counts as if it stood at the top.
+# Names under which people wrap a state dict; what is inside counts as if it were at the top.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 # A header of 16 MB describes about a hundred thousand tensors.
 LARGEST_HEADER = 16 << 20
-MOST_ITEMS, DEEPEST = 200_000, 12
+MOST_ITEMS = 200_000
+DEEPEST = 12
 # The pickle of a zip archive holds names and shapes only; that of the published file has 40 kB.
 LARGEST_PICKLE = 64 << 20
 
@@ -41,8 +42,8 @@ class Checkpoint:
         format: "safetensors", "torch" (a zip archive) or "torch, legacy".
         tensors: name -> tensor, on the CPU, mapped from the file where its format allows that. Names of nested
             dictionaries are joined by dots.
-        notes: the numbers and words that stand beside the tensors, such as a step and its scores.
-        wrapped: whether a state dict stood in another dictionary.
+        notes: the numbers and words beside the tensors, such as a step and its scores.
+        wrapped: whether the state dict was inside another dictionary.
     """
 
     path: Path
@@ -76,10 +77,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if zipped:
         _check_archive(path)
     content = _read_pickle(path, zipped)
-    found = list(_walk("", content, 0))
+    values = list(_walk("", content, 0))
     tensors: dict[str, torch.Tensor] = {}
     notes: dict[str, int | float | str] = {}
-    for name, value in found:
+    for name, value in values:
         if name in tensors or (name in notes and torch.is_tensor(value)):
             raise ValueError(f"{path} holds {name} twice, in different wrappings; remove one of them.")
         if torch.is_tensor(value):
@@ -143,11 +144,12 @@ def _read_pickle(path: Path, zipped: bool) -> Any:
     # Whatever bytes a broken file has, torch's readers stumble over them in as many ways. Their own message, which
     # advises to load without safeguards, is shown nowhere, nor chained to ours.
     except Exception as error:
-        found = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
-        kind, reason = type(error).__name__, _reason(error)
-    if found:
+        asked = re.search(r"GLOBAL (\S+)|whose module (\S+) is blocked", str(error))
+        kind = type(error).__name__
+        reason = _reason(error)
+    if asked:
         raise ValueError(
-            f"{path} asks for {found[1] or found[2]}, which is no tensor, number or plain container. It was refused "
+            f"{path} asks for {asked[1] or asked[2]}, which is no tensor, number or plain container. It was refused "
             "and nothing of it was executed. Have its owner save the state dict alone."
         )
     raise OSError(f"{path} is damaged, cut short or no checkpoint of tensors ({kind}{reason}); get the file again.")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..io.atomic import write_text
 from .inspect import inspect
 
 HEADING = "## Load a pinned revision"
@@ -52,8 +53,8 @@ def pinned_card(card: str, repository: str, revision: str) -> str:
 
 def files_to_push(folder: Path) -> list[Path]:
     """The files of a model folder that belong on the Hub, relative to it, sorted."""
-    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix in UPLOADED]
-    inside = [path.relative_to(folder) for path in found]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in UPLOADED]
+    inside = [path.relative_to(folder) for path in files]
     hidden = ("__pycache__", ".")
     return sorted(path for path in inside if not any(part.startswith(hidden) for part in path.parts))
 
@@ -73,7 +74,7 @@ def push(folder: str | Path, repository: str, *, dry_run: bool = True, private: 
         lines that say what is done.
 
     Raises:
-        ValueError: if the name is none, or the folder does not hold a model that loads.
+        ValueError: if the name is not org/name, or the folder does not hold a model that loads.
         OSError: if a file is missing, or the Hub refuses.
     """
     folder = Path(folder)
@@ -81,10 +82,10 @@ def push(folder: str | Path, repository: str, *, dry_run: bool = True, private: 
         raise ValueError(f"The repository must be org/name, got '{repository}'.")
     if not (folder / "config.json").is_file() or not (folder / "README.md").is_file():
         raise FileNotFoundError(f"{folder} needs a config.json and a README.md; lam convert and lam export write them.")
-    found = inspect(folder)
-    if not found["loads"] or "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    inspection = inspect(folder)
+    if not inspection["loads"] or "auto_map" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         raise ValueError(
-            f"{folder} is not a model folder that loads: {found.get('reason', 'no auto_map in config.json')}"
+            f"{folder} is not a model folder that loads: {inspection.get('reason', 'no auto_map in config.json')}"
         )
     card = (folder / "README.md").read_text(encoding="utf-8")
     files = files_to_push(folder)
@@ -99,13 +100,17 @@ def push(folder: str | Path, repository: str, *, dry_run: bool = True, private: 
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
     commit = api.upload_folder(
-        repo_id=repository, folder_path=folder, allow_patterns=[str(path) for path in files],
+        repo_id=repository,
+        folder_path=folder,
+        allow_patterns=[str(path) for path in files],
         commit_message="Weights and code",
-    )  # fmt: skip
+    )
     text = pinned_card(card, repository, commit.oid)
     api.upload_file(
-        repo_id=repository, path_in_repo="README.md", path_or_fileobj=text.encode(),
+        repo_id=repository,
+        path_in_repo="README.md",
+        path_or_fileobj=text.encode(),
         commit_message=f"Model card that pins {commit.oid}",
-    )  # fmt: skip
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    )
+    write_text(folder / "README.md", text)
     yield f"Uploaded to {repository} at revision {commit.oid}."

@@ -40,7 +40,9 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _chain(report: dict[str, Any]) -> list[str]:
-    entries, tensors, size = report["entries"], report["tensors"], report["bytes"]
+    entries = report["entries"]
+    tensors = report["tensors"]
+    size = report["bytes"]
     written = f", model.safetensors {size['model.safetensors']:,}" if "model.safetensors" in size else ""
     return [
         f"entries {entries['in_files']:,} -> {entries['without_second_embeddings']:,} (embedding duplicates only) -> "

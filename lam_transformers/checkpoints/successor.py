@@ -1,8 +1,10 @@
 """A LAM of this project started from a published checkpoint: `lam convert --to gated_delta`."""
 
 import torch
+from torch import nn
 
 from ..model.configuration_lam import LAMConfig
+from ..model.memory_lam import LAMMemory
 from ..model.modeling_lam import LAMModel
 from ..published.configuration_lam_published import LAMPublishedConfig
 
@@ -19,17 +21,23 @@ def start_successor(
         gate_rank: rank of the output gate; None takes the full matrix over as it is, a rank its best approximation.
 
     Returns:
-        a float32 `LAMModel`, and the mapping: one {"to", "from", "how"} for each part.
+        A float32 `LAMModel`, and the mapping: one {"to", "from", "how"} for each part.
     """
     model = LAMModel(
         LAMConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads, intermediate_size=config.intermediate_size,
-            position_table_size=config.max_position_embeddings, type_vocab_size=config.type_vocab_size,
-            layer_norm_eps=config.layer_norm_eps, flux_hidden_size=config.flux_hidden_size,
-            pad_token_id=config.pad_token_id, output_gate_rank=gate_rank,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            position_table_size=config.max_position_embeddings,
+            type_vocab_size=config.type_vocab_size,
+            layer_norm_eps=config.layer_norm_eps,
+            flux_hidden_size=config.flux_hidden_size,
+            pad_token_id=config.pad_token_id,
+            output_gate_rank=gate_rank,
         )
-    )  # fmt: skip
+    )
     model.embeddings.load_state_dict(_below(tensors, "embeddings."))
     errors = []
     for i, layer in enumerate(model.layers):
@@ -43,7 +51,7 @@ def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
     return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
 
 
-def _start_memory(memory, theirs: dict[str, torch.Tensor], gate_rank: int | None) -> float:
+def _start_memory(memory: LAMMemory, theirs: dict[str, torch.Tensor], gate_rank: int | None) -> float:
     """Fill one memory and return the relative error of its output gate."""
     theirs = {name: x.float() for name, x in theirs.items()}
     heads = memory.heads
@@ -66,7 +74,7 @@ def _start_memory(memory, theirs: dict[str, torch.Tensor], gate_rank: int | None
     return _start_gate(memory, theirs["g_proj.weight"], rows[size + 5 * heads :], gate_rank)
 
 
-def _start_gate(memory, full: torch.Tensor, rows: torch.Tensor, rank: int | None) -> float:
+def _start_gate(memory: LAMMemory, full: torch.Tensor, rows: torch.Tensor, rank: int | None) -> float:
     if rank == 0:
         return 1.0
     if rank is None:
@@ -79,7 +87,7 @@ def _start_gate(memory, full: torch.Tensor, rows: torch.Tensor, rank: int | None
     return float((s[rank:].square().sum() / s.square().sum()).sqrt())
 
 
-def _start_flux(flux, theirs: dict[str, torch.Tensor]) -> None:
+def _start_flux(flux: nn.Module, theirs: dict[str, torch.Tensor]) -> None:
     width = theirs["W_bilinear"].shape[-1]
     flux.bilinear.copy_(theirs["W_bilinear"].expand_as(flux.bilinear))
     # A temperature divides: near 0 it would drown everything else in the first updates.

@@ -10,13 +10,17 @@ from ..model.checks_lam import check_regular, read_json
 
 UNBOUNDED = int(1e30)  # what transformers itself writes for "no limit"
 BERT_SPECIAL = {
-    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
-}  # fmt: skip
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 FILES = ("tokenizer.json", "vocab.txt")
 
 
 def write_tokenizer(
-    backend: Tokenizer, special: dict[str, str], folder: str | os.PathLike, max_length: int = UNBOUNDED
+    backend: Tokenizer, special: dict[str, str], folder: str | os.PathLike[str], max_length: int = UNBOUNDED
 ) -> None:
     """Save a tokenizer without fixed truncation and fixed padding.
 
@@ -40,7 +44,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
-def read_tokenizer(source: str | os.PathLike) -> Tokenizer:
+def read_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     """A BERT tokenizer from a folder, a tokenizer.json, a vocab.txt or a Hub id. No code of a folder is run.
 
     Raises:
@@ -49,10 +53,10 @@ def read_tokenizer(source: str | os.PathLike) -> Tokenizer:
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in FILES if (path / name).is_file()]
+        if not files:
             raise FileNotFoundError(f"{path} has neither {' nor '.join(FILES)}.")
-        path = found[0]
+        path = files[0]
     if path.exists():
         check_regular(path)
     if not path.is_file():

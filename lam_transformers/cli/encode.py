@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .console import clear_errors, say, show_progress
 
 
 def encode(
     files: Annotated[list[Path], typer.Argument(help=".jsonl, .ndjson, .txt (also .gz, .xz) and .parquet files.")],
     out: Annotated[Path, typer.Option(help="Folder to write; the same command again resumes an interrupted run.")],
-    model: Annotated[str, typer.Option(help="Model folder or Hub id.")] = "LAM-base-v1",
+    model: Annotated[str, typer.Option(help="Model folder, the name of one in LAM_MODELS, or Hub id.")] = "LAM-base-v1",
     text_column: Annotated[str, typer.Option(help="Column of the texts (JSON lines, Parquet).")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column of ids to copy to the output.")] = None,
     format: Annotated[Literal["parquet", "npy"], typer.Option(help="Format of the shards.")] = "parquet",
     batch_size: Annotated[int, typer.Option(help="Texts in a batch.")] = 32,
     shard_rows: Annotated[int, typer.Option(help="Input rows to a shard.")] = 100_000,
     normalize: Annotated[bool, typer.Option(help="Embeddings of length 1.")] = True,
-    truncate_dim: Annotated[int | None, typer.Option(help="Keep so many leading dimensions.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
     precision: Annotated[
         Literal["float32", "float16", "binary", "ubinary"], typer.Option(help="Numbers, or packed bits.")
     ] = "float32",
@@ -33,47 +34,32 @@ def encode(
     ] = False,
 ) -> None:
     """Embed large corpora: streaming, in shards, resumable. docs/BULK.md has the details."""
-    from .app import _clear_errors, console, say
-
-    with _clear_errors():
-        from transformers.utils import logging
-
+    with clear_errors():
         from ..bulk import EncodeOptions, encode_files
 
-        logging.disable_progress_bar()  # of loading the weights, it would stand across our own
-
         options = EncodeOptions(
-            text_column=text_column, id_column=id_column, format=format, shard_rows=shard_rows, batch_size=batch_size,
-            normalize=normalize, truncate_dim=truncate_dim, precision=precision, prompt_name=prompt_name,
-            device=device, on_error=on_error, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
+            text_column=text_column,
+            id_column=id_column,
+            format=format,
+            shard_rows=shard_rows,
+            batch_size=batch_size,
+            normalize=normalize,
+            truncate_dim=truncate_dim,
+            precision=precision,
+            prompt_name=prompt_name,
+            device=device,
+            on_error=on_error,
+            trust_remote_code=trust_remote_code,
         )
-        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("Starting", total=None)
-
-            def show(state) -> None:
-                note = f"Encoding  {state.rows:,} texts  {speed(state)}"
-                bar.update(task, completed=state.bytes_read, total=max(state.bytes_total, 1), description=note)
-
-            summary = encode_files(files, out, model, options, engine, workers, show)
-        done, skipped = summary.progress, ""
+        with show_progress() as progress:
+            summary = encode_files(files, out, model, options, engine, workers, progress)
+        skipped = ""
         if summary.skipped:
             skipped = f" {summary.skipped:,} rows were skipped: {out / 'skipped.jsonl'}."
         say(f"{out}: {summary.rows:,} texts in {summary.shards:,} shards.{skipped}")
         if summary.resumed_rows:
             say(f"{summary.resumed_rows:,} of them were there before.")
-        if done.rows:
-            tokens = f" ({done.tokens:,} tokens)" if done.tokens else ""
-            say(f"{done.rows:,} texts{tokens} in {done.seconds:,.1f} s: {speed(done)}.")
-
-
-def speed(state) -> str:
-    """Texts and, where the model tells, tokens a second."""
-    seconds = max(state.seconds, 1e-9)
-    texts = f"{state.rows / seconds:,.0f} texts/s"
-    return f"{texts}, {state.tokens / seconds:,.0f} tokens/s" if state.tokens else texts
+        counts = summary.counts
+        if counts.rows:
+            tokens = f" ({counts.tokens:,} tokens)" if counts.tokens else ""
+            say(f"{counts.rows:,} texts{tokens} in {counts.seconds:,.1f} s: {counts.speed}.")

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from .console import clear_errors, echo, say
+
 Model = Annotated[str, typer.Argument(help="LAM folder.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default LAM_DATA_DIR, the Hub.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results; the same command again resumes.")]
@@ -42,9 +44,7 @@ def evaluate_all(
     quick: Annotated[bool, typer.Option("--quick", help="A look in a few minutes, not for a report.")] = False,
 ) -> None:
     """Measure a LAM in all parts, or in those named by --only. docs/EVALUATION.md says what each number means."""
-    from .app import _clear_errors, say
-
-    with _clear_errors():
+    with clear_errors():
         from transformers.utils import logging
 
         from ..evaluation.data import Data
@@ -53,9 +53,15 @@ def evaluate_all(
 
         logging.disable_progress_bar()
         missing = evaluate(
-            model, baseline or ["all-MiniLM-L6-v2"], Data(data), out, only or [],
-            QUICK if quick else Settings(), pairs or [], say,
-        )  # fmt: skip
+            model,
+            baseline or ["all-MiniLM-L6-v2"],
+            Data(data),
+            out,
+            only or [],
+            QUICK if quick else Settings(),
+            pairs or [],
+            say,
+        )
         for line in missing:
             say(line, "Not measured: ", "yellow")
         say(f"Wrote {write_report(out)}.")
@@ -77,9 +83,7 @@ def ablation(
     only: Annotated[list[str] | None, typer.Option(help="Only this ablation; may be given several times.")] = None,
 ) -> None:
     """Train the ablated models from one start with the same data and measure what each component contributes."""
-    from .app import _clear_errors, say
-
-    with _clear_errors():
+    with clear_errors():
         from transformers.utils import logging
 
         from ..evaluation.data import Data
@@ -87,9 +91,18 @@ def ablation(
 
         logging.disable_progress_bar()
         path = retrain_ablations(
-            model, base, text, Data(data), out, runs, steps, tokens_per_batch, seed or [0, 1], only or [],
+            model,
+            base,
+            text,
+            Data(data),
+            out,
+            runs,
+            steps,
+            tokens_per_batch,
+            seed or [0, 1],
+            only or [],
             say,
-        )  # fmt: skip
+        )
         say(f"Wrote {path}; lam report {out} puts it into the report.")
 
 
@@ -98,9 +111,7 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Write figures, EVALUATION_REPORT.md and report.html from the result files of a folder."""
-    from .app import _clear_errors, say
-
-    with _clear_errors():
+    with clear_errors():
         from ..evaluation.report import write_report
 
         page = write_report(results)
@@ -115,9 +126,7 @@ def compare(
     data: DataFolder = None,
 ) -> None:
     """Two results, or two checkpoints (measured now, on STS-B), side by side."""
-    from .app import _clear_errors, echo
-
-    with _clear_errors():
+    with clear_errors():
         from ..evaluation.compare import compare_results
 
         lines = compare_results(first, second, data)

@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..io.terminal import one_line
+from .console import clear_errors, console, say
 
 train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
 
@@ -25,11 +26,9 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
     """Errors in one line; and what `run_stage` calls to show its progress: (show, a function giving on_step)."""
     from transformers.utils import logging
 
-    from .app import _clear_errors, console
-
     logging.disable_progress_bar()  # of loading and saving weights, it would stand across our own
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with _clear_errors(), Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with clear_errors(), Progress(*columns, TimeRemainingColumn(), console=console) as bar:
 
         def show(what: str, total: int | None) -> Callable[[int], None]:
             task = bar.add_task(one_line(what), total=total)
@@ -53,7 +52,6 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
 
 def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> None:
     from ..training.recipe import run_stage
-    from .app import say
 
     with _working() as (show, watch):
         on_step = watch(stage.name, stage.config.steps)
@@ -66,7 +64,6 @@ def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> Non
 def _say_dropped(out: Path) -> None:
     """How many training texts were dropped, and why."""
     from ..model.checks_lam import read_json
-    from .app import say
 
     record = read_json(out / "data.json")
     totals = dict(record.get("dropped", {}))
@@ -128,9 +125,7 @@ def distill(
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
 ) -> None:
     """Stage 1: distil a teacher into a LAM, layer by layer. Run again with the same OUT to resume."""
-    from .app import _clear_errors
-
-    with _clear_errors():
+    with clear_errors():
         from ..training.recipe import Stage
 
         if not text and hub_dataset is None:
@@ -152,9 +147,7 @@ def distill(
 
 
 def _stage_command(recipe: str, student: Path, out: Path, data: Path, cache: Path | None, changes, kind: str) -> None:
-    from .app import _clear_errors
-
-    with _clear_errors():
+    with clear_errors():
         from ..training.recipe import read_stage
 
         stage = read_stage(recipe, _changes(changes))
@@ -214,8 +207,6 @@ def run_whole(
     ] = None,
 ) -> None:
     """All stages of a recipe, evaluation, and a model folder with its card. Run again to resume."""
-    from .app import say
-
     by_stage: dict[str, dict] = {}
     for name, value in _changes(changes).items():
         stage, dot, setting = name.partition(".")
@@ -235,9 +226,7 @@ def plot(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/training"),
 ) -> None:
     """Draw losses and dev scores of runs as PNG (needs matplotlib)."""
-    from .app import _clear_errors, say
-
-    with _clear_errors():
+    with clear_errors():
         from ..training.plots import plot_run
 
         for run in runs:

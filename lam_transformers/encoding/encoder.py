@@ -2,17 +2,11 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from ..model.checks_lam import check_is_lam, read_json
+from ..io.loading import load_lam
 from .session import LAMSession
-
-
-def is_own_module(entry: Any) -> bool:
-    """Whether an entry of a modules.json names the module of this package."""
-    return isinstance(entry, dict) and str(entry.get("type")).split(".")[-1] == "LAMTransformer"
 
 
 class LAMEncoder:
@@ -31,16 +25,7 @@ class LAMEncoder:
     """
 
     def __init__(self, path: str | os.PathLike = "LAM-base-v1", device: str | None = None, **kwargs):
-        path = os.fspath(path)
-        where = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
-        check_is_lam(path, cache_dir=kwargs.get("cache_folder"), **where)
-        try:
-            self.model = _load(path, device, kwargs)
-        except (OSError, ValueError, ImportError, MemoryError):
-            raise
-        except Exception as error:  # a damaged tokenizer makes its readers stumble in many ways
-            reason = " ".join(str(error).split())[:300]
-            raise OSError(f"{path} cannot be loaded ({type(error).__name__}: {reason}); get it again.") from error
+        self.model = load_lam(path, device, **kwargs)
 
     def encode(self, texts: str | list[str], **kwargs) -> np.ndarray:
         """[D] for one text, [texts, D] for several; arguments as `SentenceTransformer.encode`."""
@@ -61,39 +46,3 @@ class LAMEncoder:
         for piece in pieces:
             session.append(piece)
         return session.embedding()
-
-
-def _load(path: str, device: str | None, kwargs: dict[str, Any]):
-    """The SentenceTransformer of a LAM folder; what follows the LAM is what modules.json says, or normalisation."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize
-    from sentence_transformers.util import import_from_string, load_file_path
-
-    from ..model.sentence_transformers_module import LAMTransformer
-
-    names = ("revision", "token", "local_files_only", "cache_folder")
-    where = {name: kwargs[name] for name in names if name in kwargs}
-
-    def found(name: str, kind: type):
-        file = load_file_path(path, name, **where)
-        return read_json(file, kind) if file else kind()
-
-    settings, entries = found("config_sentence_transformers.json", dict), found("modules.json", list)
-    modules: list[Any] = [LAMTransformer.load(path, **kwargs)]
-    if entries and is_own_module(entries[0]):
-        for entry in entries[1:]:
-            kind = str(entry.get("type"))
-            if not kind.startswith("sentence_transformers."):
-                raise ValueError(f"modules.json of {path} names {kind!r}, which is no part of sentence-transformers.")
-            folder = str(entry.get("path", ""))
-            if os.path.isabs(folder) or ".." in folder.replace("\\", "/").split("/"):
-                raise ValueError(f"modules.json of {path} names the folder {folder!r}, which lies outside.")
-            module: Any = import_from_string(kind)
-            modules.append(module.load(path, subfolder=folder, **where))
-    else:
-        modules.append(Normalize())
-    return SentenceTransformer(
-        modules=modules, device=device, prompts=settings.get("prompts"),
-        default_prompt_name=settings.get("default_prompt_name"),
-        similarity_fn_name=settings.get("similarity_fn_name"),
-    )  # fmt: skip

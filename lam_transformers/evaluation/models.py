@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from ..io.loading import base_path, load_sentence_transformer
-from ..model.checks_lam import read_json, weights_checksum
+from ..io.loading import is_lam, load_lam, load_sentence_transformer, weights_identity
 from ..model.packing_lam import SEGMENT
 from ..model.streaming_lam import RunningPool, stream
 
@@ -120,15 +119,11 @@ def load_encoder(name: str | os.PathLike) -> Encoder:
 
     Raises OSError or ValueError if it cannot be loaded, FloatingPointError if its embeddings are NaN or constant.
     """
-    from ..encoding import LAMEncoder
-
-    path = base_path(os.fspath(name))
-    config = Path(path) / "config.json"
-    if config.exists() and read_json(config).get("model_type") == "lam":
-        model = LAMEncoder(path).model
+    if is_lam(name):
+        model = load_lam(name)
         found = Encoder(os.fspath(name), model, lam=model[0].model.eval())
     else:
-        model = load_sentence_transformer(path)
+        model = load_sentence_transformer(name)
         inner = getattr(getattr(model[0], "auto_model", None), "config", None)
         found = Encoder(os.fspath(name), model, limit=getattr(inner, "max_position_embeddings", None))
     found.encode(PROBES)
@@ -137,11 +132,10 @@ def load_encoder(name: str | os.PathLike) -> Encoder:
 
 def model_record(name: str, encoder: Encoder) -> dict[str, Any]:
     """What identifies a model in a result file."""
-    weights = Path(base_path(name)) / "model.safetensors"
     parameters = sum(p.numel() for p in encoder.model.parameters())
     return {
         "name": Path(name).name if Path(name).exists() else name,
-        "checksum": weights_checksum(weights) if weights.exists() else None,
+        "checksum": weights_identity(name),
         "parameters": parameters,
         "backend": None if encoder.lam is None else encoder.lam.backend,
     }

@@ -1,4 +1,4 @@
-"""Files of text: found, opened and read record by record."""
+"""Files of text: looked for, opened and read record by record."""
 
 import gzip
 import json
@@ -6,14 +6,27 @@ import logging
 import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from ..model.checks_lam import check_regular
 
 logger = logging.getLogger(__name__)
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".txt")
 
-def open_text(path: str | Path):
-    """Open a plain, .gz or .xz text file for reading, as UTF-8."""
+
+def open_text(path: str | Path) -> TextIO:
+    """Open a plain, .gz or .xz text file for reading, as UTF-8.
+
+    Args:
+        path: the file; its ending says how it is compressed.
+
+    Returns:
+        The open file, to be used as a context manager.
+
+    Raises:
+        OSError: if there is none, or something else than a file.
+    """
     path = Path(path)
     check_regular(path)
     if path.suffix == ".gz":
@@ -23,8 +36,18 @@ def open_text(path: str | Path):
     return path.open(encoding="utf-8")
 
 
-def read_records(path: str | Path) -> Iterator[dict]:
-    """The objects of a JSON-lines file; broken lines are skipped, counted and reported."""
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; broken lines are skipped, counted and reported.
+
+    Args:
+        path: the file, see `open_text`.
+
+    Yields:
+        One dictionary a line.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     broken = 0
     with open_text(path) as file:
         for line in file:
@@ -44,17 +67,24 @@ def read_records(path: str | Path) -> Iterator[dict]:
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """The .jsonl, .jsonl.gz, .jsonl.xz and .txt files named by or lying under `sources`, sorted.
+    """The .jsonl, .jsonl.gz, .jsonl.xz and .txt files that `sources` name or hold.
 
-    Raises FileNotFoundError for a source that is no such file or holds none.
+    Args:
+        sources: files, and folders that are searched to any depth.
+
+    Returns:
+        The files, each once, sorted.
+
+    Raises:
+        FileNotFoundError: for a source that is no such file or holds none.
     """
     files: list[Path] = []
     for source in map(Path, sources):
-        endings = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".txt")
-        found = (
-            [source] if source.is_file() else [p for p in source.rglob("*") if p.name.endswith(endings) and p.is_file()]
-        )
-        if not found:
-            raise FileNotFoundError(f"{source} is neither a text file nor a folder with {', '.join(endings)} files.")
-        files += found
+        if source.is_file():
+            files.append(source)
+            continue
+        inside = [path for path in source.rglob("*") if path.name.endswith(ENDINGS) and path.is_file()]
+        if not inside:
+            raise FileNotFoundError(f"{source} is neither a text file nor a folder with {', '.join(ENDINGS)} files.")
+        files += inside
     return sorted(set(files))

@@ -11,10 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_text
+
 PACKAGES = (
-    "lam-transformers", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "scipy",
-    "scikit-learn", "mteb",
-)  # fmt: skip
+    "lam-transformers",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "mteb",
+)
 
 
 def processor_name() -> str:
@@ -29,11 +38,14 @@ def processor_name() -> str:
 def commit_name() -> str:
     """The git commit, with "-dirty" if tracked files differ from it, or "unknown" outside a checkout."""
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-        )  # fmt: skip
-        return found.stdout.strip()
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+        return described.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -68,14 +80,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(path: str | os.PathLike, numbers: dict[str, Any], **more: Any) -> None:
+def write_result(path: str | os.PathLike[str], numbers: dict[str, Any], **more: Any) -> None:
     """Write {**more, "environment": ..., "numbers": ...} as JSON; the file is replaced only when complete.
 
-    Raises ValueError for a number that is NaN or infinite: a number is measured or absent (None).
+    Args:
+        path: the file; the folders above it are made where they are missing.
+        numbers: what was measured.
+        more: further entries beside "numbers".
+
+    Raises:
+        ValueError: for a number that is NaN or infinite: a number is measured or absent (None).
+        OSError: if the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     record = {**more, "environment": environment(), "numbers": numbers}
-    temporary.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

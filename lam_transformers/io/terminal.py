@@ -7,9 +7,14 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""`text` with every control character written as \x1b or \u202e, but for those in `keep`.
+    r"""A text with every control character written out, as \x1b or \u202e.
 
-    Raises nothing.
+    Args:
+        text: anything that can be made a string.
+        keep: control characters that stay as they are.
+
+    Returns:
+        What a terminal shows and does not obey.
     """
     text = str(text)
     if text.isascii() and text.isprintable():
@@ -18,7 +23,15 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def one_line(text: object, longest: int = 2000) -> str:
-    """`text` as one printable line; what is beyond `longest` characters is left out."""
+    """A text as one printable line.
+
+    Args:
+        text: anything that can be made a string.
+        longest: number of characters beyond which the rest is left out.
+
+    Returns:
+        The line; three dots at its end say that something was left out.
+    """
     line = printable(" ".join(str(text).split()))
     return line if len(line) <= longest else line[:longest] + " ..."
 

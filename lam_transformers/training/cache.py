@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from ..io.loading import base_path
+from ..io.loading import load_sentence_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,8 @@ class Teacher:
 
     def load(self, device: str | None = None):
         """The SentenceTransformer. Raises ValueError, saying why, if it cannot be loaded as one."""
-        from sentence_transformers import SentenceTransformer
-
         try:
-            model = SentenceTransformer(base_path(self.name), device=device, model_kwargs={"dtype": torch.float32})
+            model = load_sentence_transformer(self.name, device, dtype=torch.float32)
         except Exception as error:  # whatever is wrong with a stranger's model
             raise ValueError(
                 f"The teacher {self.name} does not load with sentence-transformers ({type(error).__name__}: {error}). "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..io.atomic import atomic_file
 from ..io.files import find_files, open_text, read_records
 
 TEXT_FIELDS = (
@@ -94,10 +95,9 @@ class TokenTable:
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
         arrays = {"ids": self.ids, "starts": self.starts, "utf8": self.utf8, "text_starts": self.text_starts}
-        np.savez(temporary, **{name: x for name, x in arrays.items() if x is not None})
-        temporary.replace(path)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: x for name, x in arrays.items() if x is not None})
 
     @classmethod
     def load(cls, path: Path) -> "TokenTable":

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -27,9 +26,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
+from ..io.atomic import atomic_file, write_text
 from ..io.files import find_files
+from ..io.loading import is_lam
 from ..model.checks_lam import read_json
-from ..model.configuration_lam import LAMConfig
 from ..model.modeling_lam import LAMModel
 from ..model.sentence_transformers_module import LAMTransformer
 from ..scoring.sts import evaluate_sts
@@ -151,12 +151,6 @@ def load_encoder(student: str | Path) -> SentenceTransformer:
     return Teacher(str(student)).load().requires_grad_()
 
 
-def is_lam(student: str | Path) -> bool:
-    """Whether a folder holds a LAM."""
-    path = Path(student) / "config.json"
-    return path.is_file() and read_json(path).get("model_type") == LAMConfig.model_type
-
-
 class LikeLengthBatches(DefaultBatchSampler):
     """Batches of rows of like length, for a model that pads: every epoch others, in random order.
 
@@ -249,10 +243,7 @@ class _Watcher(TrainerCallback):
         if not state.is_world_process_zero:
             return
         record = {"config": asdict(self.run.config), "progress": asdict(self.run.progress)}
-        path = self.run.folder / f"checkpoint-{state.global_step}" / "progress.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1))
-        os.replace(temporary, path)
+        write_text(self.run.folder / f"checkpoint-{state.global_step}" / "progress.json", json.dumps(record, indent=1))
 
 
 class Finetuner:
@@ -324,8 +315,8 @@ class Finetuner:
                 verbose=False,
             )  # fmt: skip
             kept.parent.mkdir(exist_ok=True)
-            mined.to_json(kept.with_suffix(".tmp"))
-            os.replace(kept.with_suffix(".tmp"), kept)
+            with atomic_file(kept) as temporary:
+                mined.to_json(temporary)
         rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
         if not rows:
             raise ValueError(f"No text of {source.path} is a hard negative of another; set hard_negatives to 0.")

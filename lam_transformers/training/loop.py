@@ -3,7 +3,6 @@
 import atexit
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from safetensors import SafetensorError
 from torch import nn
 
+from ..io.atomic import atomic_folder, write_text
 from ..model.checks_lam import read_json
 from ..scoring.pooling import embed_texts
 from ..scoring.sts import evaluate_sts
@@ -152,19 +152,13 @@ def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
 
     Raises OSError, with the old folder untouched, if it cannot be written (a full disk).
     """
-    temporary, old = (final.with_name(final.name + ending) for ending in (".tmp", ".old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    # The name under which the version before wrote: a kill may have left it.
+    shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        write(temporary)
+        with atomic_folder(final, replace=True) as temporary:
+            write(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors report a full disk in these
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{final} could not be written, the one before is kept: {error}") from error
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
-    os.replace(temporary, final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 class RunLog:
@@ -199,9 +193,7 @@ class RunLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):  # the end of a line that a kill has cut
                 continue
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(kept))
 
     def write(self, record: dict) -> None:
         with self.path.open("a") as file:

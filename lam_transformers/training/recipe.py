@@ -15,14 +15,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from ..checkpoints.export import export_model
 from ..checkpoints.init import init_model, parse_gate
-from ..io.loading import base_path
-from ..model.checks_lam import read_json, weights_checksum
+from ..io.loading import is_lam, locate_model, weights_identity
+from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..model.state_lam import wrote
 from .cache import Teacher, model_key
 from .data import load_or_tokenize
 from .distill import DistillConfig, Distiller
-from .finetune import FinetuneConfig, Finetuner, is_lam
+from .finetune import FinetuneConfig, Finetuner
 from .longtext import LongTextConfig, LongTextTrainer
 from .loop import Progress, RunConfig, process_state, replace_folder
 from .plots import plot_run
@@ -302,7 +302,7 @@ def _table(stage, config, out, data, exclude, tokenizer, show):
 
 
 def _teacher(stage: Stage, tokenizer, student):
-    teacher = base_path(stage.teacher)
+    teacher = locate_model(stage.teacher)
     if AutoTokenizer.from_pretrained(teacher, trust_remote_code=False).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
             f"{stage.teacher} has another vocabulary than {student}; layer-wise distillation needs the same. "
@@ -374,14 +374,14 @@ def run_recipe(
     student = out / "start"
     if not (student / "model.safetensors").exists():
         gate = parse_gate(recipe.gate)
-        replace_folder(student, lambda folder: init_model(base_path(recipe.base), folder, gate, recipe.seed))
+        replace_folder(student, lambda folder: init_model(locate_model(recipe.base), folder, gate, recipe.seed))
     done: list[tuple[Stage, Path, Progress]] = []
     bests: dict[str, Path] = {}
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
         on_step = None if on_stage is None else on_stage(stage)
         if stage.trains_a_teacher:
-            start = Path(base_path(stage.start))
+            start = Path(locate_model(stage.start))
         else:
             start = bests[_stage_named(stage.start)] if stage.start else student
         progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", show, on_step)
@@ -393,10 +393,9 @@ def run_recipe(
         student = out / "average"
         replace_folder(student, lambda folder: average_models(shares, folder))
     model, scores = out / recipe.name, out / "results.json"
-    weights = model / "model.safetensors"
-    before = weights_checksum(weights) if weights.exists() else None
+    before = weights_identity(model)
     export_model(student, model)
-    if before == weights_checksum(weights) and scores.exists():  # scored already
+    if before == weights_identity(model) and scores.exists():  # scored already
         results = read_json(scores)["numbers"]["models"]
     else:
         results = evaluate_models(recipe, model, data, scores, show)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from string import Template
 
-from ..io.loading import base_path, load_sentence_transformer
+from ..io.loading import load_sentence_transformer
 from ..io.results import write_result
 from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
@@ -23,7 +23,7 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
     for name in (str(model), *recipe.baselines):
         tasks = len(recipe.sts) + len(recipe.retrieval)
         advance = None if show is None else show(f"Evaluating {Path(name).name}", tasks)
-        encoder = load_sentence_transformer(name if name == str(model) else base_path(name))
+        encoder = load_sentence_transformer(name)
 
         def encode(texts, encoder=encoder):
             return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)

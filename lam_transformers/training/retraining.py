@@ -41,7 +41,7 @@ def retrain_ablations(
     from transformers import AutoModel
 
     from ..checkpoints.init import lam_from_bert
-    from ..io.loading import base_path
+    from ..io.loading import locate_model
     from .data import load_or_tokenize
     from .distill import DistillConfig, Distiller
 
@@ -57,7 +57,7 @@ def retrain_ablations(
     context = Context(encoder, [], data, settings, say=say)
     tasks, dev = Tasks(context), data.path("stsb_dev")
     exclude = [dev]
-    teacher = AutoModel.from_pretrained(base_path(base), dtype=torch.float32, trust_remote_code=False)
+    teacher = AutoModel.from_pretrained(locate_model(base), dtype=torch.float32, trust_remote_code=False)
     table = load_or_tokenize(Path(runs), text, None, exclude, encoder.tokenizer, DistillConfig.max_length)
     found: dict[int, dict[str, Any]] = {}
     for seed in seeds:
@@ -70,7 +70,7 @@ def retrain_ablations(
             folder = Path(runs) / f"{name.replace(' ', '-')}-{seed}"
             torch.manual_seed(seed)
             gate = encoder.lam.config.output_gate_rank
-            student = lam_from_bert(base_path(base), output_gate_rank=gate)
+            student = lam_from_bert(locate_model(base), output_gate_rank=gate)
             if name != FULL:
                 student = without(student, name)
             with ablated_rule(name):

@@ -53,6 +53,22 @@ def fake_engine(model, options, blocks):
         yield Encoded([row._replace(text=None) for row in block.rows], embeddings, len(good), block.bytes_read)
 
 
+class RecordedProgress:
+    """A `Progress` of one task that keeps what it is told; `stop` is called with the number of times that was."""
+
+    def __init__(self, stop=lambda count: None):
+        self.advanced, self.notes, self.stop = [], [], stop
+
+    def task(self, what, total=None):
+        self.total = total
+        return self
+
+    def advance(self, count=1, note=None):
+        self.advanced.append(count)
+        self.notes.append(note)
+        self.stop(len(self.advanced))
+
+
 def read_output(folder: Path) -> list[tuple]:
     """(file, row, id or None, embedding) of every row of the shards that the manifest calls finished, in order."""
     import pyarrow.parquet as pq

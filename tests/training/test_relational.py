@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer
 
 from lam_transformers.checkpoints.init import lam_from_bert
-from lam_transformers.io.loading import base_path
+from lam_transformers.io.loading import locate_model
 from lam_transformers.scoring.pooling import embed_texts, packed_mean_pool
 from lam_transformers.training import relational
 from lam_transformers.training.cache import EmbeddingCache, Teacher, model_key, teacher_embeddings, text_key
@@ -240,9 +240,9 @@ def test_a_teacher_that_does_not_load_says_why(tmp_path):
 def test_names_are_looked_up_among_the_models_of_this_machine(wide_teacher, tmp_path, monkeypatch):
     (tmp_path / "all-wide-v1").symlink_to(wide_teacher)
     monkeypatch.setenv("LAM_MODELS", str(tmp_path))
-    assert base_path("somebody/all-wide-v1") == str(tmp_path / "all-wide-v1")
+    assert locate_model("somebody/all-wide-v1") == str(tmp_path / "all-wide-v1")
     assert Teacher("somebody/all-wide-v1").load("cpu").get_embedding_dimension() == 96
-    assert base_path("somebody/else") == "somebody/else"
+    assert locate_model("somebody/else") == "somebody/else"
 
 
 def similarities(seed, size=6):

@@ -19,7 +19,7 @@ from ..losses import similarity_loss
 from .dev_scores import DevScores
 from .losses import hidden_loss
 from .student import Student
-from .teachers import BASE, Teacher, base_path, load_teacher
+from .teachers import BASE, Teacher, load_teacher, locate_model
 from .texts import Pool, half_precision, length_batches, say
 
 # Arguments of `Student` by the name of the variant.
@@ -119,7 +119,7 @@ class Comparison:
         return result | self.measure(student)
 
     def _student(self, options: dict) -> Student:
-        model = lam_from_bert(base_path(self.base), output_gate_rank=self.settings.gate_rank)
+        model = lam_from_bert(locate_model(self.base), output_gate_rank=self.settings.gate_rank)
         if options.get("look_ahead"):
             # The convolution starts as the identity, whose tap is one place earlier.
             with torch.no_grad():

@@ -25,7 +25,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from ...io.files import read_records
-from ...io.loading import base_path
+from ...io.loading import locate_model
 from .dev_sets import DevSets
 from .texts import say
 
@@ -372,7 +372,7 @@ def build_pool(data: Path, out: Path, base: str, settings: PoolSettings) -> None
     """Write the pool of a data folder, tokenised as the model `base`."""
     builder = PoolBuilder(data, settings)
     builder.build()
-    builder.write(out, AutoTokenizer.from_pretrained(base_path(base), trust_remote_code=False))
+    builder.write(out, AutoTokenizer.from_pretrained(locate_model(base), trust_remote_code=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

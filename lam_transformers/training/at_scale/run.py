@@ -24,7 +24,7 @@ from .dev_scores import DevScores
 from .settings import RunSettings
 from .steps import Distillation, LongTexts, Reader, Retrieval, SentenceSimilarity, StepResult, Targets, TeacherData
 from .student import Student
-from .teachers import BASE, base_path, load_teacher
+from .teachers import BASE, load_teacher, locate_model
 from .texts import Pool, half_precision, mean_pool, say
 
 # The share of the learning rate that each group of parameters has. Embeddings rest in the first fifth of the run.
@@ -53,7 +53,7 @@ def starting_model(settings: RunSettings, base: str) -> LAMModel:
     """The float32 model from which a run starts, with the two-way reading of the settings in its configuration."""
     chunk = settings.chunk if settings.two_way == "slow" else None
     if settings.start == "init":
-        return lam_from_bert(base_path(base), output_gate_rank=settings.gate_rank, two_way_chunk=chunk)
+        return lam_from_bert(locate_model(base), output_gate_rank=settings.gate_rank, two_way_chunk=chunk)
     return LAMModel.from_pretrained(settings.start, dtype=torch.float32, two_way_chunk=chunk)
 
 
@@ -204,7 +204,7 @@ class MixedRun:
         """Write the model as a LAM folder, weights in float16."""
         folder = self.out / name
         self.model.save_pretrained(folder)
-        save_tokenizer(base_path(self.base), folder)
+        save_tokenizer(locate_model(self.base), folder)
         export_model(folder, folder, dtype=torch.float16)
 
     def evaluate(self, share: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from ...io.loading import base_path
+from ...io.loading import locate_model
 from .cross_encoder import CrossEncoderSettings, label_near_pairs
 from .mining import Mixture, cluster_texts, mine_documents
 from .texts import Pool, embed, say
@@ -88,13 +88,13 @@ def load_teacher(name: str, device: torch.device, pool_base: str | None = None) 
         device: where it goes.
         pool_base: the model whose tokenizer the pool was written with, if the teacher has another one.
     """
-    path = base_path(name)
+    path = locate_model(name)
     model = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     special = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     table = None
     if pool_base is not None:
-        own = AutoTokenizer.from_pretrained(base_path(pool_base), trust_remote_code=False)
+        own = AutoTokenizer.from_pretrained(locate_model(pool_base), trust_remote_code=False)
         table = vocabulary_map(own, tokenizer).to(device)
     return Teacher(model.to(device).eval().requires_grad_(False), table, special)
 

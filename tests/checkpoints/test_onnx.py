@@ -5,13 +5,11 @@ import sys
 import pytest
 import torch
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from lam_transformers import kernels
 from lam_transformers.checkpoints.onnx import LAMSegment, _example, embed_segments, export_segment
-from lam_transformers.cli.app import app
 
-from ..helpers import assert_close_rms, hidden, random_ids
+from ..helpers import assert_close_rms, hidden, random_ids, run_lam
 
 BATCH, TOKENS = 3, 8
 LENGTHS = (21, 8, 5)
@@ -63,10 +61,7 @@ def test_onnxruntime_gives_the_models_embeddings(tiny_folder, texts, wanted, tmp
     onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
     path = tmp_path / "out" / "lam.onnx"
-    done = CliRunner().invoke(
-        app, ["export-onnx", str(tiny_folder), str(path), "--tokens", str(TOKENS), "--batch", "2"]
-    )
-    assert done.exit_code == 0, done.output
+    run_lam("export-onnx", tiny_folder, path, "--tokens", TOKENS, "--batch", 2)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     got = torch.from_numpy(embed_segments(session, [ids.tolist() for ids in texts]))
     want = torch.stack([F.normalize(x.mean(0), dim=0) for x in wanted])
@@ -86,6 +81,4 @@ def test_what_cannot_be_exported_is_refused(tiny_model, make_model):
 
 def test_without_the_extra_the_command_says_so(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    done = CliRunner().invoke(app, ["export-onnx", str(tiny_folder), str(tmp_path / "lam.onnx")])
-    assert done.exit_code == 1
-    assert "extra `onnx`" in done.output
+    assert "extra `onnx`" in run_lam("export-onnx", tiny_folder, tmp_path / "lam.onnx", code=1)
