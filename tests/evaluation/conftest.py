@@ -1,22 +1,47 @@
-"""Small made-up data sets in the layout that the evaluation suite reads."""
+"""Small made-up data sets in the layout that the evaluation suite reads, and small models to measure on them."""
 
 import io
 import json
 import tarfile
 
 import numpy as np
+import pytest
 
-from lam_transformers.evaluation.suite import Settings
+pytest.importorskip("sklearn", reason="the evaluate extra is not installed")
+
+from lam_transformers.evaluation.models import load_encoder
+from lam_transformers.evaluation.part import Settings
+from lam_transformers.evaluation.parts.retrieval import RetrievalSettings
+from lam_transformers.evaluation.parts.scaling import ScalingSettings
+from lam_transformers.evaluation.research.ablation import AblationSettings
+from lam_transformers.evaluation.research.babi import BabiSettings
+from lam_transformers.evaluation.research.long_context import LongContextSettings
+from lam_transformers.evaluation.research.pillars import PillarSettings
+from lam_transformers.evaluation.research.recall import RecallSettings
 
 from ..conftest import WORDS
 
+SMALL_LONG_CONTEXT = LongContextSettings(
+    sensitivity_lengths=(200,),
+    sensitivity_texts=1,
+    facts=8,
+    retention_lags=(1, 8, 40),
+    probe_lengths=(120,),
+    probe_documents=3,
+)
+SMALL_SCALING = ScalingSettings(lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100)
 SMALL = Settings(
-    resamples=40, lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100, sensitivity_lengths=(200,),
-    sensitivity_texts=1, facts=8, retention_lags=(1, 8, 40), probe_lengths=(120,), probe_documents=3,
-    document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80, recall_pairs=(4, 16),
-    recall_trials=3, babi_tasks=(1,), babi_questions=30, ablation_books=3, ablation_tokens=60, separation_pairs=10,
-    salience_tokens=1_200,
-)  # fmt: skip
+    resamples=40,
+    parts=(
+        SMALL_SCALING,
+        SMALL_LONG_CONTEXT,
+        RetrievalSettings(document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80),
+        RecallSettings(recall_pairs=(4, 16), recall_trials=3),
+        BabiSettings(babi_tasks=(1,), babi_questions=30),
+        AblationSettings(ablation_books=3, ablation_tokens=60),
+        PillarSettings(separation_pairs=10, salience_tokens=1_200),
+    ),
+)
 
 
 def sentence(g, low=4, high=12) -> str:
@@ -74,3 +99,26 @@ def write_data(folder) -> None:
         documents.append({"task": "quality", "input": text, "instructions": questions})
     write_lines(folder / "longdoc/leval.jsonl", documents)
     write_babi(folder / "longdoc/babi_tasks_1-20_v1-2_en.tar.xz")
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """All data sets of the suite; whoever changes them copies the folder."""
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lam_folder(tiny_model, tokenizer, tmp_path_factory):
+    """A folder with the tiny model, named tiny-lam."""
+    folder = tmp_path_factory.mktemp("lam") / "tiny-lam"
+    tiny_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured_model(lam_folder):
+    """The tiny model as the suite measures it."""
+    return load_encoder(lam_folder)
