@@ -34,7 +34,7 @@ from lam_transformers.training.loop import learning_rates
 from lam_transformers.training.retraining import retrain_ablations
 
 from ..helpers import assert_close_rms, hidden, random_ids, rule_inputs, time_slice
-from .conftest import SMALL, SMALL_LONG_CONTEXT
+from .small import SMALL, SMALL_LONG_CONTEXT
 
 
 def additive_loop(*, q, k, v, beta, log_decay, write, read, state):

@@ -29,7 +29,8 @@ from lam_transformers.evaluation.research.claims import findings
 from lam_transformers.evaluation.suite import PARTS, QUICK, evaluate, settings_record
 from lam_transformers.io.results import read_results
 
-from .conftest import SMALL, SMALL_SCALING, write_pairs
+from .conftest import write_pairs
+from .small import SMALL, SMALL_SCALING
 
 # The parts that need no further package.
 LOCAL = [part.name for part in PARTS if part.run is not None and part.name != "mteb"]
