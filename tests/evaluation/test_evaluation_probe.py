@@ -26,7 +26,7 @@ from lam_transformers.evaluation.research.probe import (
     read_facts,
     replaced_rule,
     write_to_fast_only,
-)  # fmt: skip
+)
 from lam_transformers.evaluation.research.recall import recall_shares
 from lam_transformers.kernels import use_backend
 from lam_transformers.training.distill import DistillConfig

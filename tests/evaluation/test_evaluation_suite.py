@@ -219,9 +219,13 @@ def test_verdict_on_the_correlation(dev, test, verdict):
 
 @pytest.mark.parametrize(
     "longest, above, process, verdict",
-    [(1_000_000, 40, 170, "holds"), (1_000_000, 40, 700, "holds in part"), (1_000_000, 400, 900, "does not hold"),
-     (100_000, 40, 170, "not measured")],
-)  # fmt: skip
+    [
+        (1_000_000, 40, 170, "holds"),
+        (1_000_000, 40, 700, "holds in part"),
+        (1_000_000, 400, 900, "does not hold"),
+        (100_000, 40, 170, "not measured"),
+    ],
+)
 def test_verdict_on_memory(longest, above, process, verdict):
     rows = [
         {"tokens": n, "seconds": n / 1_000, "above_loaded_mb": above, "peak_mb": process, "finite": True}
@@ -250,11 +254,20 @@ def test_verdict_on_linear_time(exponent, interval, verdict):
 
 def test_verdict_on_components_and_what_it_says_of_those_without_effect():
     def row(name, sts, long):
-        return {"ablation": name, "stsb_dev_interval": sts, "long_text_interval": long,
-                "stsb_dev_difference": sum(sts) / 2, "long_text_difference": sum(long) / 2}  # fmt: skip
+        return {
+            "ablation": name,
+            "stsb_dev_interval": sts,
+            "long_text_interval": long,
+            "stsb_dev_difference": sum(sts) / 2,
+            "long_text_difference": sum(long) / 2,
+        }
 
-    rows = [row("full model", [0, 0], [0, 0]), row("flux", [-0.02, -0.01], [-0.1, 0.1]),
-            row("decay", [-0.02, 0.01], [-0.1, 0.1]), row("exchange", [0.001, 0.003], [-0.1, 0.1])]  # fmt: skip
+    rows = [
+        row("full model", [0, 0], [0, 0]),
+        row("flux", [-0.02, -0.01], [-0.1, 0.1]),
+        row("decay", [-0.02, 0.01], [-0.1, 0.1]),
+        row("exchange", [0.001, 0.003], [-0.1, 0.1]),
+    ]
     trained = records("ablation_retrained", {"rows": rows})
     finding = claims.components(trained)
     assert finding.verdict == "holds in part"
@@ -486,7 +499,7 @@ def test_command_line(lam_folder, tiny_bert, data_folder, tmp_path, monkeypatch)
     assert "no part" in command("evaluate", lam_folder, "--data", data_folder, "--only", "x", code=1)
     assert "two seeds" in command(
         "evaluate", "ablation", lam_folder, "--text", data_folder / "sts", "--data", data_folder, "--seed", 1, code=1
-    )  # fmt: skip
+    )
 
 
 def test_baselines_are_checked_too(tiny_bert, tmp_path):

@@ -53,8 +53,12 @@ def test_fits_find_the_law_that_made_the_numbers():
     with pytest.raises(ValueError, match="three points"):
         power_fit([1, 2], [1, 2])
     t = np.array([0, 1, 2, 4, 8, 16, 64, 256])
-    for name, y in {"power": 0.8 * (1 + t) ** -0.4, "exponential": 0.8 * np.exp(-0.05 * t),
-                    "logarithmic": 0.8 - 0.1 * np.log1p(t)}.items():  # fmt: skip
+    laws = {
+        "power": 0.8 * (1 + t) ** -0.4,
+        "exponential": 0.8 * np.exp(-0.05 * t),
+        "logarithmic": 0.8 - 0.1 * np.log1p(t),
+    }
+    for name, y in laws.items():
         fits = curve_fits(t, y)
         assert min(fits, key=lambda n: fits[n]["aic"]) == name
     assert paired_test(np.ones(5), np.ones(5)) == 1.0
