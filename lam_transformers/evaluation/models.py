@@ -11,7 +11,6 @@ from sentence_transformers import SentenceTransformer
 
 from ..io.loading import base_path, load_sentence_transformer
 from ..model.checks_lam import read_json, weights_checksum
-from ..model.modeling_lam import LAMModel
 from ..model.packing_lam import SEGMENT
 from ..model.streaming_lam import RunningPool, stream
 
@@ -49,7 +48,7 @@ class MeasuredModel:
         limit: tokens at which texts are cut, special tokens included; None: never.
     """
 
-    def __init__(self, name: str, model: SentenceTransformer, lam: LAMModel | None = None, limit: int | None = None):
+    def __init__(self, name: str, model: SentenceTransformer, lam: Any = None, limit: int | None = None):
         self.name = name
         self.model = model
         self.lam = lam

@@ -113,7 +113,7 @@ def _stage_row(stage, progress) -> tuple[str, ...]:
 
 def _source_rows(done: list) -> list[tuple[str, ...]]:
     """Sources of each stage with their counts, from data.json of its folder."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for stage, folder, _ in done:
         record = read_json(folder / "data.json")
         if "sources" in record:

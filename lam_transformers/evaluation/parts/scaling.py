@@ -121,7 +121,7 @@ def run(context: Context) -> Numbers:
     settings = context.settings.of(ScalingSettings)
     models: dict[str, Any] = {}
     for encoder in context.encoders:
-        rows = []
+        rows: list[Numbers] = []
         for tokens in settings.lengths:
             if encoder is not context.model and tokens > settings.baseline_limit:
                 rows.append({"tokens": tokens, "failed": f"baselines stop at {settings.baseline_limit:,} tokens"})

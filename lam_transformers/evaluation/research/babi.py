@@ -13,7 +13,7 @@ from ...scoring.statistics import proportion
 from .. import drawing
 from ..blocks import Figure, Section, Table, Text, with_interval
 from ..data import read_babi
-from ..models import BagOfTokens
+from ..models import BagOfTokens, MeasuredModel
 from ..part import Context, Part
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def run(context: Context) -> Numbers:
         train, test = (list(read_babi(path, task, split))[: settings.babi_questions] for split in ("train", "test"))
         texts = [f"{story} {question}" for story, question, _ in train + test]
         answers = np.array([answer for *_, answer in train + test])
-        encoders = [*context.encoders, BagOfTokens(context.model, texts[: len(train)])]
+        bag = BagOfTokens(context.model, texts[: len(train)])
+        encoders: list[MeasuredModel | BagOfTokens] = [*context.encoders, bag]
         for encoder in encoders:
             accuracy = probe_accuracy(encoder.encode(texts), answers, len(train))
             rows.append({"task": task, "name": NAMES.get(task, ""), "model": encoder.name, **accuracy})
