@@ -48,8 +48,9 @@ def evaluate_all(
         from transformers.utils import logging
 
         from ..evaluation.data import Data
+        from ..evaluation.part import Settings
         from ..evaluation.report import write_report
-        from ..evaluation.suite import QUICK, Settings, evaluate
+        from ..evaluation.suite import QUICK, evaluate
 
         logging.disable_progress_bar()
         missing = evaluate(

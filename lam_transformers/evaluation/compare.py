@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..io.results import read_result, read_results
 from ..scoring.sts import evaluate_sts
 from .data import Data
 from .models import load_encoder, model_record
-from .suite import read_result, read_results
 
 SHOWN = 6  # significant digits
 
@@ -20,7 +20,12 @@ def compare_results(first: str, second: str, data: str | os.PathLike | None = No
         first, second: result files, folders of results, or models (measured here: STS-B dev and test).
         data: folder of data sets for models.
 
-    Raises ValueError where there is nothing to compare, or only one of the two is a model; MissingData.
+    Returns:
+        the lines, ready to be printed.
+
+    Raises:
+        ValueError: where there is nothing to compare, or only one of the two is a model.
+        MissingData: for models, where STS-B is missing.
     """
     kinds = [_is_result(name) for name in (first, second)]
     if kinds[0] != kinds[1]:
@@ -60,8 +65,24 @@ def _results(path: Path) -> Iterator[tuple[str, float]]:
 
 
 # Fields that say what a row is about.
-IDENTITY = ("model", "probe", "pillar", "ablation", "memory", "through", "keys", "rule", "overwrites", "pairs", "task",
-            "tokens", "depth", "lag", "baseline", "from")  # fmt: skip
+IDENTITY = (
+    "model",
+    "probe",
+    "pillar",
+    "ablation",
+    "memory",
+    "through",
+    "keys",
+    "rule",
+    "overwrites",
+    "pairs",
+    "task",
+    "tokens",
+    "depth",
+    "lag",
+    "baseline",
+    "from",
+)
 
 
 def _flat(value: Any, name: str, ours: str | None) -> Iterator[tuple[str, float]]:
@@ -70,8 +91,8 @@ def _flat(value: Any, name: str, ours: str | None) -> Iterator[tuple[str, float]
             yield from _flat(x, f"{name}/{'LAM' if key == ours else key}", ours)
     elif isinstance(value, list):
         for i, x in enumerate(value):
-            found = [f"{key}={x[key]}" for key in IDENTITY if key in x] if isinstance(x, dict) else []
-            label = ",".join(found).replace(f"model={ours}", "model=LAM") or str(i)
+            fields = [f"{key}={x[key]}" for key in IDENTITY if key in x] if isinstance(x, dict) else []
+            label = ",".join(fields).replace(f"model={ours}", "model=LAM") or str(i)
             rest = {key: y for key, y in x.items() if key not in IDENTITY} if isinstance(x, dict) else x
             yield from _flat(rest, f"{name}[{label}]", ours)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -83,6 +104,6 @@ def _measure(name: str, data: Data) -> dict[str, float]:
     encoder = load_encoder(name)
     numbers = {"parameters": float(model_record(name, encoder)["parameters"])}
     for split in ("stsb_dev", "stsb_test"):
-        found = evaluate_sts(encoder.encode, data.path(split))
-        numbers |= {f"{split}/{key}": value for key, value in found.items()}
+        scores = evaluate_sts(encoder.encode, data.path(split))
+        numbers |= {f"{split}/{key}": value for key, value in scores.items()}
     return numbers

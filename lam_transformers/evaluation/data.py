@@ -22,11 +22,12 @@ class MissingData(FileNotFoundError):
 
     def __init__(self, name: str, how: str):
         super().__init__(f"{name} is missing. {how}")
-        self.name, self.how = name, how
+        self.name = name
+        self.how = how
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSet:
     """Where a data set comes from.
 
     Attributes:
@@ -40,26 +41,27 @@ class Source:
     hub: tuple[str, str] | None = None
 
 
-def _pairs(name: str, hub: str, split: str) -> Source:
-    return Source(f"sts/{name}", f"It is {hub} (split {split}) on the Hub.", (hub, split))
+def _pairs(name: str, hub: str, split: str) -> DataSet:
+    return DataSet(f"sts/{name}", f"It is {hub} (split {split}) on the Hub.", (hub, split))
 
 
-SOURCES = {
+DATA_SETS = {
     "stsb_dev": _pairs("stsb_dev", "mteb/stsbenchmark-sts", "validation"),
     "stsb_test": _pairs("stsb_test", "mteb/stsbenchmark-sts", "test"),
-    "books": Source(
+    "books": DataSet(
         "longdoc/books",
         "Long public-domain books (docs/EVALUATION.md lists 34; Project Gutenberg has them) as _id, title, text.",
     ),
-    "leval": Source("longdoc/leval", "L4NLP/LEval on the Hub, as task, input, instructions."),
-    "babi": Source("longdoc/babi", "bAbI tasks 1.2, the archive tasks_1-20_v1-2 of Weston et al. (2015)."),
+    "leval": DataSet("longdoc/leval", "L4NLP/LEval on the Hub, as task, input, instructions."),
+    "babi": DataSet("longdoc/babi", "bAbI tasks 1.2, the archive tasks_1-20_v1-2 of Weston et al. (2015)."),
 }
 
 
 class Data:
     """The data sets in `folder` (None: LAM_DATA_DIR, or else only the Hub's).
 
-    Raises FileNotFoundError if the folder does not exist.
+    Raises:
+        FileNotFoundError: if the folder does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
@@ -69,18 +71,22 @@ class Data:
             raise FileNotFoundError(f"The data folder {self.folder} does not exist; give --data or LAM_DATA_DIR.")
 
     def path(self, name: str) -> Path:
-        """File (or folder) of a data set. Raises MissingData, with how to get it."""
-        source = SOURCES[name]
+        """File (or folder) of a data set.
+
+        Raises:
+            MissingData: if it is not there; the message says how to get it.
+        """
+        data_set = DATA_SETS[name]
         if self.folder is not None:
-            for path in (self.folder / f"{source.file}{ending}" for ending in (*ENDINGS, "")):
+            for path in (self.folder / f"{data_set.file}{ending}" for ending in (*ENDINGS, "")):
                 if path.exists():
                     return path
-            if found := sorted(self.folder.glob(f"{source.file}*")):
-                return found[0]
-        if source.hub is not None and (fetched := _fetch_pairs(*source.hub)) is not None:
+            if named := sorted(self.folder.glob(f"{data_set.file}*")):
+                return named[0]
+        if data_set.hub is not None and (fetched := _fetch_pairs(*data_set.hub)) is not None:
             return fetched
         place = "--data DIR or LAM_DATA_DIR" if self.folder is None else "the data folder"
-        raise MissingData(name, f"Expected {source.file}.jsonl[.gz|.xz] below {place}. {source.how}")
+        raise MissingData(name, f"Expected {data_set.file}.jsonl[.gz|.xz] below {place}. {data_set.how}")
 
 
 def _fetch_pairs(hub: str, split: str) -> Path | None:
@@ -116,12 +122,13 @@ def read_babi(path: Path, task: int, split: str) -> Iterator[tuple[str, str, str
         task: 1 to 20.
         split: "train" or "test".
 
-    Raises MissingData if the archive has no such task.
+    Raises:
+        MissingData: if the archive has no such task.
     """
     end = f"_{split}.txt"
     if path.is_dir():
-        found = sorted(path.glob(f"**/en/qa{task}_*{end}"))
-        text = found[0].read_text(encoding="utf-8") if found else None
+        files = sorted(path.glob(f"**/en/qa{task}_*{end}"))
+        text = files[0].read_text(encoding="utf-8") if files else None
     else:
         with tarfile.open(path) as archive:
             wanted = (m for m in archive if f"/en/qa{task}_" in m.name and m.name.endswith(end))

@@ -1,4 +1,4 @@
-"""What the suite measures and what it measures beside it: encoders, a bag of tokens, BM25."""
+"""The models that the suite measures: a LAM, its baselines, a bag of tokens and BM25."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,11 @@ PROBES = ["A man plays the guitar.", "The committee postponed its decision.", "i
 
 
 def check_embeddings(name: str, texts: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
-    """Return the embeddings [texts, D]. Raises FloatingPointError for NaN, infinity or one vector for all texts."""
+    """Return the embeddings, [texts, D].
+
+    Raises:
+        FloatingPointError: for NaN, infinity or one vector for all texts.
+    """
     bad = ~np.isfinite(embeddings).all(1)
     if bad.any():
         shown = texts[int(bad.argmax())][:60]
@@ -33,7 +37,7 @@ def check_embeddings(name: str, texts: Sequence[str], embeddings: np.ndarray) ->
     return embeddings
 
 
-class Encoder:
+class MeasuredModel:
     """A sentence-transformers model in the suite. Embeddings are float32 and have length 1.
 
     Attributes:
@@ -43,17 +47,22 @@ class Encoder:
         limit: tokens at which texts are cut, special tokens included; None: never.
     """
 
-    def __init__(self, name: str, model: SentenceTransformer, lam=None, limit: int | None = None):
-        self.name, self.model, self.lam, self.limit = name, model, lam, limit
+    def __init__(self, name: str, model: SentenceTransformer, lam: Any = None, limit: int | None = None):
+        self.name = name
+        self.model = model
+        self.lam = lam
+        self.limit = limit
 
     @property
     def tokenizer(self):
+        """The model's tokenizer."""
         return self.model.tokenizer
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> np.ndarray:
         """Texts -> [texts, D]. `max_tokens` cuts texts there, special tokens included.
 
-        Raises FloatingPointError as `check_embeddings`.
+        Raises:
+            FloatingPointError: as `check_embeddings`.
         """
         module: Any = self.model[0]
         before = module.max_seq_length
@@ -70,6 +79,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
 
     def with_special(self, ids: Sequence[int]) -> list[int]:
+        """The ids between the special tokens that open and close a text."""
         return [self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]
 
     @torch.inference_mode()
@@ -77,7 +87,8 @@ class Encoder:
         """Embeddings [B, D] of token ids [B, T] of one length, taken as they are (special tokens included).
 
         A LAM reads in segments with carried state. A BERT takes its position table over again beyond the table's end.
-        Raises ValueError for a model of another kind and more tokens than it can read.
+        Raises:
+            ValueError: for a model of another kind and more tokens than it can read.
         """
         if self.lam is not None:
             return _unit(np.stack([read_ids(self.lam, row).result().numpy() for row in rows]))
@@ -114,23 +125,26 @@ def read_ids(lam, ids: Sequence[int], state=None, pool: RunningPool | None = Non
     return pool
 
 
-def load_encoder(name: str | os.PathLike) -> Encoder:
+def load_encoder(name: str | os.PathLike) -> MeasuredModel:
     """A LAM folder or any sentence-transformers model by folder or Hub id; no code that comes with it runs.
 
-    Raises OSError or ValueError if it cannot be loaded, FloatingPointError if its embeddings are NaN or constant.
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if it cannot be loaded.
+        FloatingPointError: if its embeddings are NaN or constant.
     """
     if is_lam(name):
         model = load_lam(name)
-        found = Encoder(os.fspath(name), model, lam=model[0].model.eval())
+        encoder = MeasuredModel(os.fspath(name), model, lam=model[0].model.eval())
     else:
         model = load_sentence_transformer(name)
         inner = getattr(getattr(model[0], "auto_model", None), "config", None)
-        found = Encoder(os.fspath(name), model, limit=getattr(inner, "max_position_embeddings", None))
-    found.encode(PROBES)
-    return found
+        encoder = MeasuredModel(os.fspath(name), model, limit=getattr(inner, "max_position_embeddings", None))
+    encoder.encode(PROBES)
+    return encoder
 
 
-def model_record(name: str, encoder: Encoder) -> dict[str, Any]:
+def model_record(name: str, encoder: MeasuredModel) -> dict[str, Any]:
     """What identifies a model in a result file."""
     parameters = sum(p.numel() for p in encoder.model.parameters())
     return {
@@ -153,19 +167,20 @@ class BagOfTokens:
 
     name = "bag of tokens"
 
-    def __init__(self, encoder: Encoder, texts: Iterable[str]):
+    def __init__(self, encoder: MeasuredModel, texts: Iterable[str]):
         self.encoder = encoder
         module: Any = encoder.model[0]
         inner = module.model if encoder.lam is not None else module.auto_model
         self.table = inner.get_input_embeddings().weight.detach().float().cpu().numpy()
-        count, frequency = 0, np.zeros(len(self.table))
+        count = 0
+        frequency = np.zeros(len(self.table))
         for text in texts:
             count += 1
             frequency[np.unique(np.asarray(encoder.token_ids(text), dtype=np.int64))] += 1
         self.idf = np.log((1 + count) / (1 + frequency)) + 1e-3
 
     def encode(self, texts: Sequence[str], max_tokens: int | None = None) -> np.ndarray:
-        """As `Encoder.encode`; a text without tokens is the zero vector."""
+        """As `MeasuredModel.encode`; a text without tokens is the zero vector."""
         embeddings = np.zeros((len(texts), self.table.shape[1]), dtype=np.float32)
         for row, text in zip(embeddings, texts, strict=True):
             ids = np.asarray(self.encoder.token_ids(text)[:max_tokens], dtype=np.int64)
@@ -193,5 +208,43 @@ class BM25:
         self.weights = counts.multiply(idf).tocsr()
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """[queries, documents]"""
+        """Scores of all documents for each query, [queries, documents]."""
         return (self.vectorizer.transform(queries) @ self.weights.T).toarray()
+
+
+def book_ids(encoder: MeasuredModel, book: dict[str, str], tokens: int, skip: int = 2_000) -> list[int]:
+    """`tokens` token ids of a book after the first `skip`.
+
+    Raises:
+        ValueError: if the book is too short.
+    """
+    ids = encoder.token_ids(book["text"][: 8 * (tokens + skip) + 10_000])[skip : skip + tokens]
+    if len(ids) < tokens:
+        raise ValueError(f"{book['title']} holds only {skip + len(ids):,} tokens, {skip + tokens:,} are needed.")
+    return ids
+
+
+def score_documents(
+    model: MeasuredModel, baselines: Sequence[MeasuredModel], documents: list[str], queries: list[str]
+) -> dict[str, np.ndarray]:
+    """Scores [queries, documents] by name: of the LAM on whole documents, and of all that is measured beside it.
+
+    A baseline with a limit is used in three ways: documents cut there, the mean of their chunks, their best chunk.
+    """
+    scores = {model.name: model.encode(queries) @ model.encode(documents).T}
+    for encoder in baselines:
+        asked = encoder.encode(queries)
+        if encoder.limit is None:
+            scores[encoder.name] = asked @ encoder.encode(documents).T
+            continue
+        scores[f"{encoder.name}, cut at {encoder.limit}"] = asked @ encoder.encode(documents).T
+        pieces = [encoder.chunks(document, encoder.limit - 2) for document in documents]
+        embedded = encoder.encode([piece for chunks in pieces for piece in chunks])
+        split = np.split(embedded, np.cumsum([len(chunks) for chunks in pieces])[:-1])
+        means = np.stack([chunks.mean(0) / np.linalg.norm(chunks.mean(0)) for chunks in split])
+        scores[f"{encoder.name}, mean of chunks"] = asked @ means.T
+        scores[f"{encoder.name}, best chunk"] = np.stack([(asked @ chunks.T).max(1) for chunks in split], axis=1)
+    scores[BM25.name] = BM25(documents).scores(queries)
+    bag = BagOfTokens(model, documents)
+    scores[bag.name] = bag.encode(queries) @ bag.encode(documents).T
+    return scores

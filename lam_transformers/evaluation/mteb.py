@@ -116,8 +116,8 @@ class LocalRetrieval(AbsTaskRetrieval):
             main_score="ndcg_at_10",
         )
         super().__init__()
-        positive = {q: {d: s for d, s in found.items() if s > 0} for q, found in relevance.items()}
-        positive = {q: found for q, found in positive.items() if found and q in queries}
+        positive = {q: {d: s for d, s in scores.items() if s > 0} for q, scores in relevance.items()}
+        positive = {q: scores for q, scores in positive.items() if scores and q in queries}
         split = RetrievalSplitData(
             corpus=Dataset.from_list([{"id": i, "text": text} for i, text in corpus.items()]),
             queries=Dataset.from_list([{"id": i, "text": text} for i, text in queries.items() if i in positive]),

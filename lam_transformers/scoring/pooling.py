@@ -1,14 +1,26 @@
 """Mean-pooled embeddings of texts by any encoder of transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over the real tokens, L2-normalised: [B, T, D] and [B, T] (None: all real) -> [B, D], float32."""
+    """Mean over the real tokens, of length 1.
+
+    Args:
+        hidden_states: [B, T, D], of any floating dtype.
+        attention_mask: [B, T], 1 at real tokens; None: all are real.
+
+    Returns:
+        float32 [B, D].
+    """
     hidden_states = hidden_states.float()
     if attention_mask is None:
         return F.normalize(hidden_states.mean(1), dim=-1)
@@ -17,7 +29,15 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None =
 
 
 def packed_mean_pool(hidden_states: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-    """`mean_pool` of a packed row: [1, T, D] and bounds [N + 1] of its N texts -> [N, D], float32."""
+    """`mean_pool` of the texts of a packed row.
+
+    Args:
+        hidden_states: [1, T, D], of any floating dtype.
+        bounds: where the N texts begin and the last one ends, int64 [N + 1].
+
+    Returns:
+        float32 [N, D].
+    """
     lengths = bounds.diff()
     text = torch.repeat_interleave(torch.arange(len(lengths), device=bounds.device), lengths)
     sums = hidden_states.new_zeros(len(lengths), hidden_states.shape[-1], dtype=torch.float32)
@@ -26,15 +46,25 @@ def packed_mean_pool(hidden_states: torch.Tensor, bounds: torch.Tensor) -> torch
 
 @torch.inference_mode()
 def embed_texts(
-    model, tokenizer, texts: Sequence[str], max_length: int | None = None, tokens_per_batch: int = 8192, progress=None
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+    progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Embeddings of texts, float32 [texts, D], in their order.
+    """Mean-pooled embeddings of texts, in their order.
 
     Args:
         model: anything that returns `last_hidden_state` for `input_ids` and `attention_mask`.
+        tokenizer: the model's own.
+        texts: of any length, in any order.
         max_length: cut texts after this many tokens, special tokens included; None reads them whole.
         tokens_per_batch: padded tokens at most in one batch (one longer text is a batch of its own).
-        progress: called with the number of texts done since the last call.
+        progress: is called with the number of texts done since the last call.
+
+    Returns:
+        float32 [texts, D]; rows have length 1.
     """
     if not len(texts):
         return np.zeros((0, model.config.hidden_size), dtype=np.float32)

@@ -1,12 +1,18 @@
-"""Intervals and fits, the same for every part of the suite."""
+"""Correlations, intervals, tests and fits, the same for training and for every part of the evaluation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+# Falling curves y(t) with two parameters a and b.
+CURVES: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
+    "power": lambda t, a, b: a * (1 + t) ** -b,
+    "exponential": lambda t, a, b: a * np.exp(-b * t),
+    "logarithmic": lambda t, a, b: a - b * np.log1p(t),
+}
 
 
 def interval(resampled: np.ndarray) -> list[float]:
@@ -15,7 +21,7 @@ def interval(resampled: np.ndarray) -> list[float]:
     return [float(low), float(high)]
 
 
-def resample_indices(count: int, resamples: int, seed: int, block: int = 500):
+def resample_indices(count: int, resamples: int, seed: int, block: int = 500) -> Iterator[np.ndarray]:
     """Bootstrap indices [block, count] into `count` items until there are `resamples` rows."""
     random = np.random.default_rng(seed)
     for start in range(0, resamples, block):
@@ -23,10 +29,11 @@ def resample_indices(count: int, resamples: int, seed: int, block: int = 500):
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlations over the last axis, [..., N] and [..., N] -> [...]."""
-    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    """Pearson correlations over the last axis, [..., N] and [..., N] -> [...]; NaN where one of the two is constant."""
+    x = x - x.mean(-1, keepdims=True)
+    y = y - y.mean(-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+        return np.asarray((x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1)))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -42,18 +49,23 @@ def bootstrap_correlations(
     Args:
         values: series [N] by name.
         target: [N].
+        resamples: bootstrap samples of the N items.
+        seed: of the samples.
 
     Returns:
         {"pearson": {name: [resamples]}, "spearman": {name: [resamples]}}
     """
-    found: dict[str, dict[str, list]] = {"pearson": {n: [] for n in values}, "spearman": {n: [] for n in values}}
+    drawn: dict[str, dict[str, list[np.ndarray]]] = {
+        "pearson": {name: [] for name in values},
+        "spearman": {name: [] for name in values},
+    }
     for rows in resample_indices(len(target), resamples, seed):
         y = target[rows]
         ranks = stats.rankdata(y, axis=-1)
         for name, x in values.items():
-            found["pearson"][name].append(pearson(x[rows], y))
-            found["spearman"][name].append(pearson(stats.rankdata(x[rows], axis=-1), ranks))
-    return {kind: {n: np.concatenate(x) for n, x in series.items()} for kind, series in found.items()}
+            drawn["pearson"][name].append(pearson(x[rows], y))
+            drawn["spearman"][name].append(pearson(stats.rankdata(x[rows], axis=-1), ranks))
+    return {kind: {name: np.concatenate(x) for name, x in series.items()} for kind, series in drawn.items()}
 
 
 def bootstrap_mean(x: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
@@ -65,8 +77,8 @@ def bootstrap_mean(x: Sequence[float] | np.ndarray, resamples: int = 10_000, see
 
 def proportion(successes: int, count: int) -> dict[str, Any]:
     """A share with its 95 % Wilson interval."""
-    found = stats.binomtest(int(successes), int(count)).proportion_ci(LEVEL, method="wilson")
-    return {"mean": successes / count, "interval": [float(found.low), float(found.high)], "count": int(count)}
+    wilson = stats.binomtest(int(successes), int(count)).proportion_ci(LEVEL, method="wilson")
+    return {"mean": successes / count, "interval": [float(wilson.low), float(wilson.high)], "count": int(count)}
 
 
 def paired_test(first: np.ndarray, second: np.ndarray) -> float:
@@ -78,39 +90,43 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """y = a x^b by least squares in the logarithms: the exponent b with its 95 % interval (Student's t).
+    """The power law y = a x^b by least squares in the logarithms: the exponent b, its 95 % interval (Student's t).
 
-    Raises ValueError for fewer than three points.
+    Raises:
+        ValueError: for fewer than three points.
     """
     if len(x) < 3:
         raise ValueError(f"A power law needs at least three points, got {len(x)}.")
     fit = stats.linregress(np.log(x), np.log(y))
     reach = stats.t.ppf((1 + LEVEL) / 2, len(x) - 2) * fit.stderr
     return {
-        "exponent": float(fit.slope), "interval": [float(fit.slope - reach), float(fit.slope + reach)],
-        "factor": float(np.exp(fit.intercept)), "r2": float(fit.rvalue**2), "points": len(x),
-        "from": float(min(x)), "to": float(max(x)),
-    }  # fmt: skip
+        "exponent": float(fit.slope),
+        "interval": [float(fit.slope - reach), float(fit.slope + reach)],
+        "factor": float(np.exp(fit.intercept)),
+        "r2": float(fit.rvalue**2),
+        "points": len(x),
+        "from": float(min(x)),
+        "to": float(max(x)),
+    }
 
 
 def curve_fits(x: Sequence[float], y: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Least-squares fits of falling curves to y(x) with their AIC (smaller is better).
+    """Least-squares fits of the falling curves of `CURVES` to y(x).
 
     power a (1 + x)^-b (Wixted and Ebbesen 1991), exponential a exp(-b x), logarithmic a - b log(1 + x) (Ebbinghaus).
+
+    Returns:
+        for each curve that could be fitted: a, b, R squared ("r2"), and Akaike's criterion ("aic", smaller is better).
     """
     from scipy.optimize import curve_fit
 
-    curves: dict[str, Callable] = {
-        "power": lambda t, a, b: a * (1 + t) ** -b,
-        "exponential": lambda t, a, b: a * np.exp(-b * t),
-        "logarithmic": lambda t, a, b: a - b * np.log1p(t),
-    }
-    t, target = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    t = np.asarray(x, dtype=np.float64)
+    target = np.asarray(y, dtype=np.float64)
     fits = {}
-    for name, curve in curves.items():
-        start = (target[0], 1.0 / max(np.median(t), 1.0) if name == "exponential" else 0.1)
+    for name, curve in CURVES.items():
+        rate = 1.0 / max(float(np.median(t)), 1.0) if name == "exponential" else 0.1
         try:
-            (a, b), _ = curve_fit(curve, t, target, p0=start, maxfev=20_000)
+            (a, b), _ = curve_fit(curve, t, target, p0=(target[0], rate), maxfev=20_000)
         except RuntimeError:
             continue
         residual = float(((curve(t, a, b) - target) ** 2).sum())

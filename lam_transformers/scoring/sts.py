@@ -10,13 +10,24 @@ from scipy import stats
 from ..io.files import read_records
 from .statistics import bootstrap_correlations, interval
 
+Pairs = tuple[list[str], list[str], np.ndarray]  # sentence1, sentence2, score
 
-def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
+
+def read_pairs(path: Path) -> Pairs:
     """sentence1, sentence2 and score of a JSON-lines file (plain, .gz or .xz).
 
-    Raises ValueError for a record without these fields, or a file without a record.
+    Args:
+        path: the pair file.
+
+    Returns:
+        the first texts, the second texts, and the scores, float64 [pairs].
+
+    Raises:
+        ValueError: for a record without these fields, or a file without a record.
     """
-    first, second, scores = [], [], []
+    first: list[str] = []
+    second: list[str] = []
+    scores: list[float] = []
     for record in read_records(path):
         try:
             first.append(record["sentence1"])
@@ -32,20 +43,34 @@ def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 
 def cosines(embeddings: np.ndarray) -> np.ndarray:
-    """[2 P, D], all first texts and then all second ones -> cosine similarity of each pair, [P]."""
+    """Cosine similarity of each pair, [P].
+
+    Args:
+        embeddings: of all first texts and then of all second ones, [2 P, D]. A zero vector has similarity 0.
+
+    Returns:
+        [P], in the dtype of the embeddings.
+    """
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     first, second = np.split(embeddings / np.where(length > 0, length, 1), 2)
-    return (first * second).sum(1)
+    return np.asarray((first * second).sum(1))
 
 
-def spread(pairs: tuple, count: int | None) -> tuple:
+def spread(pairs: Pairs, count: int | None) -> Pairs:
     """At most `count` pairs of what `read_pairs` returned, evenly spread over the file; None: all."""
-    step = 1 if count is None else max(1, len(pairs[2]) // count)
-    return tuple(x[::step][:count] for x in pairs)
+    first, second, scores = pairs
+    step = 1 if count is None else max(1, len(scores) // count)
+    return first[::step][:count], second[::step][:count], scores[::step][:count]
 
 
 def similarities(encode: Callable[[Sequence[str]], np.ndarray], first: list[str], second: list[str]) -> np.ndarray:
-    """Cosine similarity of each pair of texts, float64 [pairs]."""
+    """Cosine similarity of each pair of texts, float64 [pairs].
+
+    Args:
+        encode: texts -> embeddings [texts, dimensions].
+        first: first text of each pair.
+        second: second text of each pair.
+    """
     return cosines(np.asarray(encode(first + second), dtype=np.float64))
 
 
@@ -65,12 +90,13 @@ def evaluate_sts(
     """
     first, second, scores = read_pairs(path)
     embeddings = np.asarray(encode(first + second), dtype=np.float64)
-    found: dict[str, Any] = {"pairs": len(scores)}
+    result: dict[str, Any] = {"pairs": len(scores)}
     for size in (None, *dimensions):
-        similarity, ending = cosines(embeddings[:, :size]), "" if size is None else f"@{size}"
-        found[f"pearson{ending}"] = float(stats.pearsonr(similarity, scores).statistic)
-        found[f"spearman{ending}"] = float(stats.spearmanr(similarity, scores).statistic)
+        similarity = cosines(embeddings[:, :size])
+        ending = "" if size is None else f"@{size}"
+        result[f"pearson{ending}"] = float(stats.pearsonr(similarity, scores).statistic)
+        result[f"spearman{ending}"] = float(stats.spearmanr(similarity, scores).statistic)
         if size is None and resamples:
             drawn = bootstrap_correlations({"model": similarity}, scores, resamples)
-            found |= {f"{kind}_interval": interval(drawn[kind]["model"]) for kind in ("pearson", "spearman")}
-    return found
+            result |= {f"{kind}_interval": interval(drawn[kind]["model"]) for kind in ("pearson", "spearman")}
+    return result

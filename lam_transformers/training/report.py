@@ -1,10 +1,10 @@
 """What came of a recipe: scores of the model and its baselines in one harness, the model card."""
 
 from pathlib import Path
-from string import Template
 
 from ..io.loading import load_sentence_transformer
 from ..io.results import write_result
+from ..io.templates import render
 from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..scoring.retrieval import evaluate_retrieval
@@ -44,24 +44,28 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
 
 
 def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
-    """The card of a model folder.
+    """The card of a model folder, from the template recipes/model_card.md.j2.
 
     Args:
+        recipe: whose stages were run.
+        model: the model folder.
         done: stage, folder and `Progress` of each stage.
         results: of `evaluate_models`.
     """
-    template = Template((Path(__file__).parent / "recipes" / "model_card.md").read_text(encoding="utf-8"))
-    sources = [source for stage, _, _ in done for source in stage.settings.get("sources", [])]
-    labelled = any("stsb_train" in source["path"] for source in sources)
-    return template.substitute(
+    used = [source for stage, _, _ in done for source in stage.settings.get("sources", [])]
+    weights = " + ".join(f"{share:g} x {name}" for name, share in recipe.average.items()).replace("+ -", "- ")
+    return render(
+        Path(__file__).parent / "recipes" / "model_card.md.j2",
         name=recipe.name,
         base=recipe.base,
         base_id=recipe.base if "/" in recipe.base else f"sentence-transformers/{recipe.base}",
         parameters=f"{LAMModel.from_pretrained(model).num_parameters():,}",
-        scores=_scores(results),
-        stages=_stages(done, recipe.average),
-        sources=_sources(done),
-        stsb="STS-B train was used in fine-tuning." if labelled else "STS-B train was not used.",
+        labelled=any("stsb_train" in source["path"] for source in used),
+        similarity=[(task, _similarity_rows(results, task)) for task in results[0]["sts"]],
+        retrieval=_retrieval_rows(results),
+        stages=[_stage_row(stage, progress) for stage, _, progress in done],
+        average=weights,
+        sources=_source_rows(done),
     )
 
 
@@ -70,62 +74,59 @@ def _percent(score: dict, name: str) -> str:
     return f"{100 * score[name]:.2f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _scores(results: list[dict]) -> str:
-    lines = []
-    for task in results[0]["sts"]:
-        lines += ["", f"| {task} | Pearson (95 % interval) | Spearman (95 % interval) |", "|---|---|---|"]
-        for row in results:
-            score = row["sts"][task]
-            lines.append(f"| {row['model']} | {_percent(score, 'pearson')} | {_percent(score, 'spearman')} |")
-            sizes = [name.split("@")[1] for name in score if name.startswith("pearson@")]
-            lines += [
-                f"| {row['model']}, first {n} dimensions | {100 * score[f'pearson@{n}']:.2f} "
-                f"| {100 * score[f'spearman@{n}']:.2f} |"
-                for n in sizes
-            ]
-    tasks = list(results[0]["retrieval"])
-    if tasks:
-        lines += ["", f"| nDCG@10 | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
-        for row in results:
-            cells = [f"{row['retrieval'][task]['ndcg@10']:.4f}" for task in tasks]
-            lines.append(f"| {row['model']} | {' | '.join(cells)} |")
-    return "\n".join(lines).strip()
+def _similarity_rows(results: list[dict], task: str) -> list[tuple[str, str, str]]:
+    """Model, Pearson and Spearman correlation of each model, and of its first dimensions where they were measured."""
+    rows = []
+    for row in results:
+        score = row["sts"][task]
+        rows.append((row["model"], _percent(score, "pearson"), _percent(score, "spearman")))
+        for n in [name.split("@")[1] for name in score if name.startswith("pearson@")]:
+            correlations = [f"{100 * score[f'{kind}@{n}']:.2f}" for kind in ("pearson", "spearman")]
+            rows.append((f"{row['model']}, first {n} dimensions", *correlations))
+    return rows
 
 
-def _stages(done: list, average: dict[str, float]) -> str:
-    lines = ["| stage | teachers | updates | tokens | best dev score |", "|---|---|---|---|---|"]
-    for stage, _, progress in done:
-        names = {
-            "distill": [stage.teacher],
-            "relational": [teacher["name"] for teacher in stage.settings.get("teachers", [])],
-            "longtext": [stage.settings.get("teacher", "self")],
-        }.get(stage.stage, [])
-        lines.append(
-            f"| {stage.name} | {', '.join(names) or 'none'} | {progress.step:,} | {progress.tokens / 1e6:.1f} million "
-            f"| {progress.best_score:.4f} at update {progress.best_step:,} |"
-        )
-    if average:
-        shares = " + ".join(f"{share:g} x {name}" for name, share in average.items()).replace("+ -", "- ")
-        lines += ["", f"The released weights are a weighted mean of these stages' best weights: {shares}."]
-    return "\n".join(lines)
+def _retrieval_rows(results: list[dict]) -> list[dict]:
+    """Each model with its nDCG@10 by task; empty where there is no retrieval task."""
+    return [
+        {"model": row["model"], "ndcg": {task: f"{x['ndcg@10']:.4f}" for task, x in row["retrieval"].items()}}
+        for row in results
+        if row["retrieval"]
+    ]
 
 
-def _sources(done: list) -> str:
+def _stage_row(stage, progress) -> tuple[str, ...]:
+    """Name, teachers, updates, tokens and best dev score of a stage."""
+    teachers = {
+        "distill": [stage.teacher],
+        "relational": [teacher["name"] for teacher in stage.settings.get("teachers", [])],
+        "longtext": [stage.settings.get("teacher", "self")],
+    }.get(stage.stage, [])
+    return (
+        stage.name,
+        ", ".join(teachers) or "none",
+        f"{progress.step:,}",
+        f"{progress.tokens / 1e6:.1f} million",
+        f"{progress.best_score:.4f} at update {progress.best_step:,}",
+    )
+
+
+def _source_rows(done: list) -> list[tuple[str, ...]]:
     """Sources of each stage with their counts, from data.json of its folder."""
-    lines = ["| stage | source | kept | dropped |", "|---|---|---|---|"]
+    rows: list[tuple[str, ...]] = []
     for stage, folder, _ in done:
         record = read_json(folder / "data.json")
         if "sources" in record:
             for name, source in record["sources"].items():
                 counts = dict(source["counts"])
                 kept = counts.pop("kept")
-                lines.append(f"| {stage.name} | {name} | {kept:,} | {_reasons(counts)} |")
+                rows.append((stage.name, name, f"{kept:,}", _reasons(counts)))
             continue
         kept = {name: count for name, count in record["texts"].items() if ": " not in name}
         for name, count in kept.items():
             reasons = {r: record["texts"].get(f"{name}: {r}", 0) for r in ("duplicate", "in evaluation")}
-            lines.append(f"| {stage.name} | {name} | {count:,} | {_reasons(reasons)} |")
-    return "\n".join(lines)
+            rows.append((stage.name, name, f"{count:,}", _reasons(reasons)))
+    return rows
 
 
 def _reasons(counts: dict[str, int]) -> str:

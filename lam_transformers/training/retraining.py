@@ -1,20 +1,26 @@
 """Ablations trained again: same start, same seed, same data in the same order, same number of updates."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..evaluation.data import Data
 from ..evaluation.models import load_encoder, model_record
-from ..evaluation.research.ablation import ABLATIONS, FULL, Tasks, ablated_rule, keep_off, with_lam, without
-from ..evaluation.suite import Context, Settings
-from ..io.results import write_result
-
-PART = "ablation_retrained"
+from ..evaluation.part import Context, Settings
+from ..evaluation.research.ablation import (
+    ABLATIONS,
+    FULL,
+    RETRAINED,
+    Scores,
+    Tasks,
+    ablated_rule,
+    keep_off,
+    with_lam,
+    without,
+)
+from ..io.results import Numbers, write_result
 
 
 def retrain_ablations(
@@ -36,7 +42,25 @@ def retrain_ablations(
     Every run starts from the LAM that `lam init` makes of `base` with that seed; of `model` only the name,
     tokenizer and rank of the output gate are used. Runs lie in RUNS/NAME-SEED and resume.
 
-    Raises ValueError for unknown names or fewer than two seeds.
+    Args:
+        model: the LAM whose results the ablations are shown beside.
+        base: the teacher, and where every run starts.
+        text: files or folders of training text.
+        data: the evaluation's data sets.
+        out: folder of the result files.
+        runs: folder of the training runs.
+        steps: updates of each run.
+        tokens_per_batch: of each update.
+        seeds: of the start and of the order of the data, two at least.
+        only: names of ablations; none: all.
+        say: is called with a line on what is being done.
+        settings: of the evaluation.
+
+    Returns:
+        the result file.
+
+    Raises:
+        ValueError: for a model that is no LAM, unknown names, or fewer than two seeds.
     """
     from transformers import AutoModel
 
@@ -52,20 +76,24 @@ def retrain_ablations(
     encoder = load_encoder(model)
     if encoder.lam is None:
         raise ValueError(f"{model} is no LAM.")
-    record, out = model_record(model, encoder), Path(out)
+    record = model_record(model, encoder)
     del record["checksum"]  # its weights are not used
     context = Context(encoder, [], data, settings, say=say)
-    tasks, dev = Tasks(context), data.path("stsb_dev")
+    tasks = Tasks(context)
+    dev = data.path("stsb_dev")
     exclude = [dev]
     teacher = AutoModel.from_pretrained(locate_model(base), dtype=torch.float32, trust_remote_code=False)
     table = load_or_tokenize(Path(runs), text, None, exclude, encoder.tokenizer, DistillConfig.max_length)
-    found: dict[int, dict[str, Any]] = {}
+    scored: dict[int, dict[str, Scores]] = {}
     for seed in seeds:
-        found[seed] = {}
+        scored[seed] = {}
         config = DistillConfig(
-            steps=steps, warmup_steps=max(steps // 10, 1), decay_steps=steps // 2,
-            tokens_per_batch=tokens_per_batch, seed=seed,
-        )  # fmt: skip
+            steps=steps,
+            warmup_steps=max(steps // 10, 1),
+            decay_steps=steps // 2,
+            tokens_per_batch=tokens_per_batch,
+            seed=seed,
+        )
         for name in (FULL, *(only or ABLATIONS)):
             folder = Path(runs) / f"{name.replace(' ', '-')}-{seed}"
             torch.manual_seed(seed)
@@ -79,22 +107,25 @@ def retrain_ablations(
                     keep_off(student, name)
                 say(f"{name}, seed {seed}: {steps} updates")
                 progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
-                found[seed][name] = tasks.score(with_lam(encoder, student.eval()))
+                scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
             say(f"{name}, seed {seed}: {progress.tokens:,} tokens, loss {progress.losses.get('loss', 0.0):.4f}")
     numbers = {
-        "rows": _over_seeds([tasks.compare(scores) for scores in found.values()]),
-        "seeds": {str(seed): tasks.compare(scores) for seed, scores in found.items()},
-        "base": base, "steps": steps, "tokens": progress.tokens, "texts": [Path(path).name for path in text],
+        "rows": _over_seeds([tasks.compare(scores) for scores in scored.values()]),
+        "seeds": {str(seed): tasks.compare(scores) for seed, scores in scored.items()},
+        "base": base,
+        "steps": steps,
+        "tokens": progress.tokens,
+        "texts": [Path(path).name for path in text],
         **tasks.describe(),
-    }  # fmt: skip
-    path = out / f"{PART}.json"
-    write_result(path, numbers, part=PART, model=record, missing=[])
+    }
+    path = Path(out) / f"{RETRAINED.name}.json"
+    write_result(path, numbers, part=RETRAINED.name, model=record, missing=[])
     return path
 
 
-def _over_seeds(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _over_seeds(tables: list[list[Numbers]]) -> list[Numbers]:
     """Means over the seeds. The interval spans those of all seeds: noise of the test set and of the training."""
-    rows = []
+    rows: list[Numbers] = []
     for same in zip(*tables, strict=True):
         row = {"ablation": same[0]["ablation"], "label": same[0]["label"]}
         for task in ("stsb_dev", "long_text"):
@@ -102,7 +133,8 @@ def _over_seeds(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             row[f"{task}_difference"] = float(np.mean([x[f"{task}_difference"] for x in same]))
             row[f"{task}_by_seed"] = [x[f"{task}_difference"] for x in same]
             row[f"{task}_interval"] = [
-                min(x[f"{task}_interval"][0] for x in same), max(x[f"{task}_interval"][1] for x in same)
-            ]  # fmt: skip
+                min(x[f"{task}_interval"][0] for x in same),
+                max(x[f"{task}_interval"][1] for x in same),
+            ]
         rows.append(row)
-    return json.loads(json.dumps(rows))
+    return rows

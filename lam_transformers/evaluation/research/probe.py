@@ -15,7 +15,7 @@ from ...model import memory_lam
 from ...model.delta_rule_lam import _DecayMatrix, dual_delta_rule
 from ...model.packing_lam import SEGMENT
 from ...model.state_lam import LAMState
-from ..models import Encoder
+from ..models import MeasuredModel
 
 Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -123,7 +123,7 @@ def read(lam, ids: torch.Tensor, state: LAMState) -> LAMState:
 NAMES = """
     alice robert maria henry susan peter laura simon clara edward helen george julia martin nancy oscar paula victor
     rachel thomas emma daniel sarah philip anna walter diana arthur lucy frank rosa albert
-""".split()  # noqa: SIM905 - a list would stand in one word a line
+""".split()  # noqa: SIM905 - a list would take one line a word
 WORDS = """
     apple bridge candle desert engine forest garden hammer island jacket kitchen ladder mirror needle orange piano
     queen river silver temple uniform valley window yellow anchor basket copper dragon eagle feather guitar helmet
@@ -158,10 +158,10 @@ class Facts:
 
     def _compare(self, s: torch.Tensor, which: str) -> np.ndarray:
         s = s.sum(3) if which == "both" else s[:, :, :, ("fast", "slow").index(which)]
-        found = torch.einsum("ljhk,ljhkv->ljhv", self.keys, s)
-        found = torch.nn.functional.normalize(found, dim=-1)
+        answers = torch.einsum("ljhk,ljhkv->ljhv", self.keys, s)
+        answers = torch.nn.functional.normalize(answers, dim=-1)
         values = torch.nn.functional.normalize(self.values, dim=-1)
-        return torch.einsum("ljhv,lihv->lhji", found, values).mean((0, 1)).numpy()
+        return torch.einsum("ljhv,lihv->lhji", answers, values).mean((0, 1)).numpy()
 
 
 def margins(scores: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ def hits(scores: np.ndarray) -> np.ndarray:
     return scores.argmax(1) == np.arange(len(scores))
 
 
-def fact_ids(encoder: Encoder, count: int) -> torch.Tensor:
+def fact_ids(encoder: MeasuredModel, count: int) -> torch.Tensor:
     """Token ids [at most count, T] of "NAME keeps the WORD" with another name and word each, all of one length."""
     rows = [encoder.token_ids(f"{name} keeps the {word}") for name, word in zip(NAMES, WORDS, strict=True)]
     usual = Counter(map(len, rows)).most_common(1)[0][0]
@@ -204,13 +204,17 @@ def forgetting_curve(
     lam, facts: Facts, filler: Sequence[int], lags: Sequence[int], which: Sequence[str] = ("fast", "slow", "both")
 ) -> list[dict[str, Any]]:
     """Scores of the facts after each number of further tokens: [{"lag", "scores": {which}, "control": {which}}]."""
-    state, done, rows = facts.state.clone(), 0, []
+    state = facts.state.clone()
+    done = 0
+    rows = []
     for lag in lags:
         piece = torch.tensor([list(filler[done:lag])]).expand(state.batch_size, -1)
-        state, done = read(lam, piece, state), lag
-        rows.append({
+        state = read(lam, piece, state)
+        done = lag
+        row = {
             "lag": lag,
             "scores": {name: facts.scores(lam, state, name) for name in which},
             "control": {name: facts.control(lam, state, name) for name in which},
-        })  # fmt: skip
+        }
+        rows.append(row)
     return rows

@@ -1,22 +1,13 @@
-"""Small made-up data sets in the layout that the evaluation suite reads."""
+"""Small made-up data sets in the layout that the evaluation suite reads, and small models to measure on them."""
 
 import io
 import json
 import tarfile
 
 import numpy as np
-
-from lam_transformers.evaluation.suite import Settings
+import pytest
 
 from ..conftest import WORDS
-
-SMALL = Settings(
-    resamples=40, lengths=(16, 1_000, 1_100, 1_200), baseline_limit=1_100, sensitivity_lengths=(200,),
-    sensitivity_texts=1, facts=8, retention_lags=(1, 8, 40), probe_lengths=(120,), probe_documents=3,
-    document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80, recall_pairs=(4, 16),
-    recall_trials=3, babi_tasks=(1,), babi_questions=30, ablation_books=3, ablation_tokens=60, separation_pairs=10,
-    salience_tokens=1_200,
-)  # fmt: skip
 
 
 def sentence(g, low=4, high=12) -> str:
@@ -74,3 +65,28 @@ def write_data(folder) -> None:
         documents.append({"task": "quality", "input": text, "instructions": questions})
     write_lines(folder / "longdoc/leval.jsonl", documents)
     write_babi(folder / "longdoc/babi_tasks_1-20_v1-2_en.tar.xz")
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """All data sets of the suite; whoever changes them copies the folder."""
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lam_folder(tiny_model, tokenizer, tmp_path_factory):
+    """A folder with the tiny model, named tiny-lam."""
+    folder = tmp_path_factory.mktemp("lam") / "tiny-lam"
+    tiny_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured_model(lam_folder):
+    """The tiny model as the suite measures it."""
+    from lam_transformers.evaluation.models import load_encoder
+
+    return load_encoder(lam_folder)
