@@ -1,7 +1,11 @@
 """What came of a recipe: scores of the model and its baselines in one harness, the model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..io.loading import base_path, load_sentence_transformer
 from ..io.results import write_result
@@ -9,11 +13,23 @@ from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..scoring.retrieval import evaluate_retrieval
 from ..scoring.sts import evaluate_sts
+from .recipe import Recipe, Stage
+from .trainer import RunProgress, Show
 
 RESAMPLES = 1000
 
 
-def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> list[dict]:
+class FinishedStage(NamedTuple):
+    """A stage of a recipe that was run, the folder of its run, and where it ended."""
+
+    stage: Stage
+    folder: Path
+    progress: RunProgress
+
+
+def evaluate_models(
+    recipe: Recipe, model: Path, data: Path, path: Path, show: Show | None = None
+) -> list[dict[str, Any]]:
     """Scores of a model folder and of the recipe's baselines, also written to `path`.
 
     Every model encodes through sentence-transformers as it comes (its own pooling and longest text). STS with 95 %
@@ -25,10 +41,10 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
         advance = None if show is None else show(f"Evaluating {Path(name).name}", tasks)
         encoder = load_sentence_transformer(name if name == str(model) else base_path(name))
 
-        def encode(texts, encoder=encoder):
+        def encode(texts: Sequence[str], encoder: Any = encoder) -> np.ndarray:
             return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
 
-        row: dict = {"model": Path(name).name, "sts": {}, "retrieval": {}}
+        row: dict[str, Any] = {"model": Path(name).name, "sts": {}, "retrieval": {}}
         for task, file in recipe.sts.items():
             sizes = [size for size in recipe.dimensions if size < encoder.get_embedding_dimension()]
             row["sts"][task] = evaluate_sts(encode, data / file, sizes, RESAMPLES)
@@ -43,15 +59,17 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
     return rows
 
 
-def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
+def model_card(recipe: Recipe, model: Path, done: Sequence[FinishedStage], results: Sequence[dict[str, Any]]) -> str:
     """The card of a model folder.
 
     Args:
-        done: stage, folder and `Progress` of each stage.
+        recipe: of the model.
+        model: the folder.
+        done: the stages that were run.
         results: of `evaluate_models`.
     """
     template = Template((Path(__file__).parent / "recipes" / "model_card.md").read_text(encoding="utf-8"))
-    sources = [source for stage, _, _ in done for source in stage.settings.get("sources", [])]
+    sources = [source for one in done for source in one.stage.settings.get("sources", [])]
     labelled = any("stsb_train" in source["path"] for source in sources)
     return template.substitute(
         name=recipe.name,
@@ -65,12 +83,12 @@ def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
     )
 
 
-def _percent(score: dict, name: str) -> str:
+def _percent(score: dict[str, Any], name: str) -> str:
     low, high = score[f"{name}_interval"]
     return f"{100 * score[name]:.2f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _scores(results: list[dict]) -> str:
+def _scores(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for task in results[0]["sts"]:
         lines += ["", f"| {task} | Pearson (95 % interval) | Spearman (95 % interval) |", "|---|---|---|"]
@@ -92,7 +110,7 @@ def _scores(results: list[dict]) -> str:
     return "\n".join(lines).strip()
 
 
-def _stages(done: list, average: dict[str, float]) -> str:
+def _stages(done: Sequence[FinishedStage], average: dict[str, float]) -> str:
     lines = ["| stage | teachers | updates | tokens | best dev score |", "|---|---|---|---|---|"]
     for stage, _, progress in done:
         names = {
@@ -110,7 +128,7 @@ def _stages(done: list, average: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _sources(done: list) -> str:
+def _sources(done: Sequence[FinishedStage]) -> str:
     """Sources of each stage with their counts, from data.json of its folder."""
     lines = ["| stage | source | kept | dropped |", "|---|---|---|---|"]
     for stage, folder, _ in done:

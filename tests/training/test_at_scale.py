@@ -272,7 +272,7 @@ COMPARE_KERNELS = """
 import torch
 from lam_transformers.training.at_scale import memory_rule, triton_rule
 from tests.helpers import assert_close_rms
-from tests.test_at_scale import rule_tensors
+from tests.training.test_at_scale import rule_tensors
 
 for time, chunk in ((1, 8), (8, 8), (19, 8)):
     for two_way in ("none", "slow", "all"):
