@@ -11,6 +11,28 @@ from sklearn.metrics import ndcg_score
 from ..io.files import read_records
 
 
+def ndcg(scores: np.ndarray, gains: np.ndarray, depth: int = 10, ignore_ties: bool = False) -> np.ndarray:
+    """Normalised discounted cumulative gain of each query (Jaervelin and Kekaelaeinen 2002), linear in the gains.
+
+    This is the package's one nDCG, scikit-learn's: a query without a relevant document has 0.
+
+    Args:
+        scores: how well each document fits each query, [queries, documents].
+        gains: how relevant it is, not negative, in the same shape.
+        depth: number of first documents that count.
+        ignore_ties: take documents of equal score in any order, which is faster; otherwise their mean over all orders
+            counts.
+
+    Returns:
+        nDCG@depth of each query, float64 [queries].
+    """
+    rows = zip(scores, gains, strict=True)
+    return np.array(
+        [ndcg_score(gain[None], score[None], k=depth, ignore_ties=ignore_ties) for score, gain in rows],
+        dtype=np.float64,
+    )
+
+
 def _find(folder: Path, *names: str) -> Path:
     for name in names:
         if (folder / name).exists():
