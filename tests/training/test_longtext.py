@@ -80,8 +80,10 @@ def test_chunks_are_the_tokens_of_a_text_and_what_they_came_from(tokenizer):
 
 
 def test_passages_of_a_batch_are_disjoint_pairs_of_one_length():
-    settings, sizes = config(), [30, 9, 12, 40, 4, 25]
-    batches, lengths = PassageBatches(sizes, settings), set()
+    settings = config()
+    sizes = [30, 9, 12, 40, 4, 25]
+    batches = PassageBatches(sizes, settings)
+    lengths = set()
     for index in range(60):
         passages = batches[index]
         assert len(passages) >= 4
@@ -150,7 +152,8 @@ def test_late_chunks_are_means_over_their_own_tokens_and_are_learnt(make_run):
     run = make_run(steps=30, decay_steps=10, learning_rate=3e-3, chunk_weight=0.0, contrastive_weight=0.0,
                    embedding_weight=0.0, late_weight=10.0, reset_share=0.0)  # fmt: skip
     run.model.eval()
-    passages, size = run.batches[0][:2], run.config.chunk_tokens - 2
+    passages = run.batches[0][:2]
+    size = run.config.chunk_tokens - 2
     rows = [run._ids(passage, run.tables) for passage in passages]
     with torch.no_grad():
         states, ends = run._read(rows)

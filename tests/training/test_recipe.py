@@ -141,10 +141,8 @@ def test_all_stages_run_resume_and_write_a_model_with_its_card(lam, small_recipe
     assert json.loads((out / "3-finetune" / "checkpoint-5" / "progress.json").read_text())["progress"]["step"] == 5
 
     model = out / "LAM-small"
-    card, results = (
-        (model / "README.md").read_text(),
-        json.loads((out / "results.json").read_text())["numbers"]["models"],
-    )
+    card = (model / "README.md").read_text()
+    results = json.loads((out / "results.json").read_text())["numbers"]["models"]
     assert "$" not in card
     assert [row["model"] for row in results] == ["LAM-small", results[1]["model"]]
     score = results[0]["sts"]["dev"]
@@ -299,7 +297,8 @@ def test_errors_in_recipes_name_what_is_wrong(tmp_path):
 
 
 def test_bootstrap_intervals_hold_the_correlation_and_narrow_with_more_pairs():
-    random_numbers, widths = np.random.default_rng(0), []
+    random_numbers = np.random.default_rng(0)
+    widths = []
     for count in (50, 2000):
         x = random_numbers.standard_normal(count)
         y = x + random_numbers.standard_normal(count)

@@ -91,7 +91,8 @@ def test_a_table_keeps_the_texts_cut_where_their_ids_are_cut(tokenizer, tmp_path
 def test_a_kept_table_with_texts_is_not_taken_for_one_without(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the dog runs\nthe cat sleeps\nthe dog runs\nOLD cats")
     (tmp_path / "dev.jsonl").write_text('{"sentence1": "The cat sleeps.", "sentence2": "x", "score": 1}')
-    source, options = [tmp_path / "a.txt"], {"hub_dataset": None, "exclude": [tmp_path / "dev.jsonl"]}
+    source = [tmp_path / "a.txt"]
+    options = {"hub_dataset": None, "exclude": [tmp_path / "dev.jsonl"]}
     arguments = {"tokenizer": tokenizer, "max_length": 8, **options}
     table = load_or_tokenize(tmp_path / "run", source, keep_texts=True, **arguments)
     assert [table.text(i) for i in range(2)] == ["the dog runs", "OLD cats"]
@@ -181,7 +182,8 @@ def embed_by_hash(asked):
 
 
 def test_the_cache_computes_each_text_once_and_survives_a_kill(tmp_path):
-    asked, seen = [], []
+    asked = []
+    seen = []
     cache = EmbeddingCache(tmp_path, 6)
     places = cache.fill(["a", "b", "a", "c"], embed_by_hash(asked), seen.append, block=2)
     assert asked == ["a", "b", "c"]
@@ -250,7 +252,8 @@ def similarities(seed, size=6):
 
 def test_losses_of_similarities_are_what_they_say():
     ours, theirs = similarities(0), similarities(1)
-    kl, gaps = [], []
+    kl = []
+    gaps = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
         p, q = (theirs[i, others].double() / 0.1).softmax(0), (ours[i, others].double() / 0.2).softmax(0)
@@ -332,7 +335,8 @@ def test_cosines_of_several_teachers_are_the_weighted_mean_of_theirs(make_run, t
 @pytest.mark.parametrize("projection", ["linear", "reduce"])
 def test_several_teachers_teach_as_one(make_run, tmp_path, two_teachers, projection):
     settings = {"projection": projection, "steps": 40, "decay_steps": 10, "learning_rate": 3e-3}
-    run, losses = make_run(tmp_path / "run", teachers=two_teachers, **settings), []
+    run = make_run(tmp_path / "run", teachers=two_teachers, **settings)
+    losses = []
     run.run(evaluate_every=1000, on_step=lambda progress: losses.append(progress.losses["similarity"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 

@@ -382,7 +382,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_d
 
 
 def test_the_best_model_is_chosen_by_the_dev_file_alone(make_distiller, dev_file, tmp_path, monkeypatch):
-    scores, asked, weights = iter([0.3, 0.7, 0.5]), [], []
+    scores = iter([0.3, 0.7, 0.5])
+    asked = []
+    weights = []
 
     def scripted(encode, path):
         asked.append(path)

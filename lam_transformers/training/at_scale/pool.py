@@ -309,7 +309,7 @@ class PoolBuilder:
             self.long_documents.append(" ".join(row["text"].split()))
 
     def read_single_texts(self) -> None:
-        """Sentences, captions, questions and messages that stand alone."""
+        """Sentences, captions, questions and messages that belong to nothing else."""
         for name, share in TEXT_SHARES.items():
             for row in self.records(f"text/{name}.jsonl.gz"):
                 source = str(row.get("source", ""))

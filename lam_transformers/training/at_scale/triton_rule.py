@@ -47,7 +47,7 @@ def _forward(
     head = memory // MEMORIES
     line = tl.arange(0, WIDTH)
     square = line[:, None] * WIDTH + line[None, :]
-    # Where this program's first token is; a token further is so many numbers further.
+    # Where this program's first token is; the next one is a step further.
     key_at = (text * time * HEADS + head) * WIDTH + line
     value_at = (text * time * HEADS * MEMORIES + memory) * WIDTH + line
     number_at = text * time * HEADS * MEMORIES + memory
