@@ -171,7 +171,7 @@ def distill(
         "tensorboard": tensorboard,
         "seed": seed,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # Paths of a recipe start from --data, those of the command line from where it is given.
     if dev is not None:
         given["dev"] = str(dev.absolute())

@@ -201,9 +201,11 @@ class RelationalDistiller(TrainingLoop):
                 }
             )
         losses = {name: torch.stack([x[name] for x in by_size]).mean() for name in by_size[0]}
-        linear = config.projection == "linear"
-        mapped = (self.projection(ours), theirs) if linear else (ours, self.projection(theirs))
-        return losses | {"embedding": (1 - F.cosine_similarity(*mapped, dim=-1)).mean()}
+        if config.projection == "linear":
+            cosine = F.cosine_similarity(self.projection(ours), theirs, dim=-1)
+        else:
+            cosine = F.cosine_similarity(ours, self.projection(theirs), dim=-1)
+        return losses | {"embedding": (1 - cosine).mean()}
 
 
 def _fitted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
