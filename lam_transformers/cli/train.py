@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..io.terminal import one_line
 from .console import clear_errors, console, say
+
+if TYPE_CHECKING:
+    from ..training.recipe import Stage
+    from ..training.trainer import RunProgress, Show
 
 train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
 
@@ -22,11 +26,11 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value of 
 
 
 @contextmanager
-def _working() -> Iterator[tuple[Callable, Callable]]:
+def _working() -> Iterator[tuple["Show", Callable[[str, int], Callable[["RunProgress"], None]]]]:
     """Errors in one line; and what `run_stage` calls to show its progress: (show, a function giving on_step)."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading and saving weights, it would stand across our own
+    logging.disable_progress_bar()  # that of loading and saving weights would be drawn across our own
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with clear_errors(), Progress(*columns, TimeRemainingColumn(), console=console) as bar:
 
@@ -34,14 +38,15 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
             task = bar.add_task(one_line(what), total=total)
             return lambda count: bar.advance(task, count)
 
-        def watch(name: str, steps: int) -> Callable[[Any], None]:
+        def watch(name: str, steps: int) -> Callable[["RunProgress"], None]:
             task = bar.add_task(one_line(name), total=steps)
 
-            def on_step(state) -> None:
-                bar.update(task, completed=state.step)
-                if state.step % 10 == 0:
-                    speed, best = state.tokens / max(state.seconds, 1e-9), state.best_score
-                    loss = state.losses.get("loss", float("nan"))
+            def on_step(progress: "RunProgress") -> None:
+                bar.update(task, completed=progress.step)
+                if progress.step % 10 == 0:
+                    speed = progress.tokens / max(progress.seconds, 1e-9)
+                    loss = progress.losses.get("loss", float("nan"))
+                    best = progress.best_score
                     note = f"{one_line(name)}  loss {loss:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"
                     bar.update(task, description=note)
 
@@ -50,15 +55,15 @@ def _working() -> Iterator[tuple[Callable, Callable]]:
         yield show, watch
 
 
-def _run(stage, student: Path, out: Path, data: Path, cache: Path | None) -> None:
-    from ..training.recipe import run_stage
+def _run(stage: "Stage", student: Path, out: Path, data: Path, cache: Path | None) -> None:
+    from ..training.run import run_stage
 
     with _working() as (show, watch):
         on_step = watch(stage.name, stage.config.steps)
-        state = run_stage(stage, student, out, data, cache, show, on_step)
+        progress = run_stage(stage, student, out, data, cache, show, on_step)
     _say_dropped(out)
     what = "dev score" if stage.stage == "longtext" else "STS-B dev Pearson"
-    say(f"Best {what} {state.best_score:.4f} at step {state.best_step}: {out / 'best'}")
+    say(f"Best {what} {progress.best_score:.4f} at step {progress.best_step}: {out / 'best'}")
 
 
 def _say_dropped(out: Path) -> None:
@@ -77,80 +82,123 @@ def _changes(given: list[str] | None) -> dict[str, Any]:
     """name=value, values as YAML reads them."""
     import yaml
 
-    found = {}
+    changes: dict[str, Any] = {}
     for item in given or []:
         name, equals, value = item.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set wants name=value, got {item!r}.")
         try:
-            found[name] = yaml.safe_load(value)
+            changes[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise typer.BadParameter(
                 f"--set {name}: {value!r} is not YAML ({' '.join(str(error).split())})."
             ) from error
-    return found
+    return changes
 
 
 @train.command()
 def distill(
-    student: Annotated[Path, typer.Argument(help="LAM folder to start from (lam init).")],
-    out: Annotated[Path, typer.Argument(help="Folder of the run: checkpoints, log.jsonl, best/.")],
-    dev: Annotated[Path, typer.Option(help="Pair file for validation and selection (STS-B dev).")],
+    student: Student,
+    out: Out,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Stage recipe: a file, or one of the package. Without it, give --dev and some text."),
+    ] = None,
+    data: Data = Path(),
+    changes: Changes = None,
+    dev: Annotated[Path | None, typer.Option(help="Pair file for validation and selection (STS-B dev).")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Text file or folder; may be given several times.")] = None,
     hub_dataset: Annotated[str | None, typer.Option(help="Hub data set with a text column.")] = None,
-    teacher: Annotated[str, typer.Option(help="Hub id or folder of the teacher.")] = "all-MiniLM-L6-v2",
+    teacher: Annotated[str | None, typer.Option(help="Hub id or folder of the teacher.")] = None,
     exclude: Annotated[list[Path] | None, typer.Option(help="Pair files whose sentences are dropped.")] = None,
-    steps: Annotated[int, typer.Option(help="Updates.")] = 6000,
-    warmup_steps: Annotated[int, typer.Option(help="Updates of rising learning rate.")] = 100,
-    decay_steps: Annotated[int, typer.Option(help="Last updates, of falling learning rate.")] = 3000,
-    tokens_per_batch: Annotated[int, typer.Option(help="Tokens in a batch.")] = 2048,
-    max_length: Annotated[int, typer.Option(help="Texts are cut after this many tokens.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    hidden_weight: Annotated[float, typer.Option(help="Weight of the hidden-state loss.")] = 1.0,
-    embedding_weight: Annotated[float, typer.Option(help="Weight of the embedding loss.")] = 4.0,
-    similarity_weight: Annotated[float, typer.Option(help="Weight of the in-batch similarity loss.")] = 20.0,
-    orthogonality_weight: Annotated[float, typer.Option(help="Weight of the orthogonal regularisation.")] = 0.0,
-    train_everything: Annotated[bool, typer.Option(help="Also train embeddings, FFN and norms.")] = False,
-    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = True,
-    evaluate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 250,
-    checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 250,
+    steps: Annotated[int | None, typer.Option(help="Updates.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Updates of rising learning rate.")] = None,
+    decay_steps: Annotated[int | None, typer.Option(help="Last updates, of falling learning rate.")] = None,
+    tokens_per_batch: Annotated[int | None, typer.Option(help="Tokens in a batch.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Texts are cut after this many tokens.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    hidden_weight: Annotated[float | None, typer.Option(help="Weight of the hidden-state loss.")] = None,
+    embedding_weight: Annotated[float | None, typer.Option(help="Weight of the embedding loss.")] = None,
+    similarity_weight: Annotated[float | None, typer.Option(help="Weight of the in-batch similarity loss.")] = None,
+    orthogonality_weight: Annotated[float | None, typer.Option(help="Weight of the orthogonal regularisation.")] = None,
+    train_everything: Annotated[
+        bool | None,
+        typer.Option("--train-everything/--no-train-everything", help="Also train embeddings, FFN and norms."),
+    ] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bf16 autocast.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Updates between validations.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Updates between checkpoints.")] = None,
     teacher_forced_steps: Annotated[
-        int, typer.Option(help="First updates, in which each layer reads the teacher's states below it.")
-    ] = 0,
-    curriculum_steps: Annotated[int, typer.Option(help="First batches, that come short to long.")] = 0,
+        int | None, typer.Option(help="First updates, in which each layer reads the teacher's states below it.")
+    ] = None,
+    curriculum_steps: Annotated[int | None, typer.Option(help="First batches, that come short to long.")] = None,
     feed_forward_learning_rate: Annotated[
-        float, typer.Option(help="Also train feed-forward layers and norms, with this learning rate.")
-    ] = 0.0,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
+        float | None, typer.Option(help="Also train feed-forward layers and norms, with this learning rate.")
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Also log for TensorBoard.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the order of the data.")] = None,
 ) -> None:
-    """Stage 1: distil a teacher into a LAM, layer by layer. Run again with the same OUT to resume."""
-    with clear_errors():
-        from ..training.recipe import Stage
+    """Stage 1: distil a teacher into a LAM, layer by layer. Run again with the same OUT to resume.
 
-        if not text and hub_dataset is None:
-            raise ValueError("Give some text: --text PATH or --hub-dataset NAME.")
-        settings = {
-            "steps": steps, "warmup_steps": warmup_steps, "decay_steps": decay_steps,
-            "tokens_per_batch": tokens_per_batch, "max_length": max_length, "learning_rate": learning_rate,
-            "feed_forward_learning_rate": feed_forward_learning_rate, "hidden_weight": hidden_weight,
-            "embedding_weight": embedding_weight, "similarity_weight": similarity_weight,
-            "orthogonality_weight": orthogonality_weight, "teacher_forced_steps": teacher_forced_steps,
-            "curriculum_steps": curriculum_steps, "train_everything": train_everything, "bf16": bf16, "seed": seed,
-        }  # fmt: skip
-        stage = Stage(
-            stage="distill", dev=str(dev), settings=settings, text=[str(x) for x in text or []],
-            hub_dataset=hub_dataset, exclude=[str(x) for x in exclude or []], teacher=teacher,
-            evaluate_every=evaluate_every, checkpoint_every=checkpoint_every, tensorboard=tensorboard,
-        )  # fmt: skip
-    _run(stage, student, out, Path(), None)
+    A setting that no option gives is that of the recipe or, without a recipe, the default of the stage
+    (docs/TRAINING.md). --set wins over the other options.
+    """
+    options = {
+        "hub_dataset": hub_dataset,
+        "teacher": teacher,
+        "steps": steps,
+        "warmup_steps": warmup_steps,
+        "decay_steps": decay_steps,
+        "tokens_per_batch": tokens_per_batch,
+        "max_length": max_length,
+        "learning_rate": learning_rate,
+        "hidden_weight": hidden_weight,
+        "embedding_weight": embedding_weight,
+        "similarity_weight": similarity_weight,
+        "orthogonality_weight": orthogonality_weight,
+        "train_everything": train_everything,
+        "bf16": bf16,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
+        "teacher_forced_steps": teacher_forced_steps,
+        "curriculum_steps": curriculum_steps,
+        "feed_forward_learning_rate": feed_forward_learning_rate,
+        "tensorboard": tensorboard,
+        "seed": seed,
+    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    # Paths of a recipe start from --data, those of the command line from where it is given.
+    if dev is not None:
+        given["dev"] = str(dev.absolute())
+    if text:
+        given["text"] = [str(path.absolute()) for path in text]
+    if exclude:
+        given["exclude"] = [str(path.absolute()) for path in exclude]
+    _stage_command(recipe or {"stage": "distill"}, student, out, data, None, changes, "distill", given)
 
 
-def _stage_command(recipe: str, student: Path, out: Path, data: Path, cache: Path | None, changes, kind: str) -> None:
+def _stage_command(
+    recipe: str | dict[str, Any],
+    student: Path,
+    out: Path,
+    data: Path,
+    cache: Path | None,
+    changes: list[str] | None,
+    kind: str,
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Run the stage of a recipe; `given` and `changes` are further fields of it, by name and as --set has them."""
     with clear_errors():
         from ..training.recipe import read_stage
 
-        stage = read_stage(recipe, _changes(changes))
+        fields = (given or {}) | _changes(changes)
+        if isinstance(recipe, dict) and "dev" not in fields:
+            raise ValueError("Give a pair file for validation, --dev FILE, or a --recipe.")
+        if isinstance(recipe, dict) and not ("text" in fields or "hub_dataset" in fields):
+            raise ValueError("Give some text: --text PATH or --hub-dataset NAME.")
+        stage = read_stage(recipe, fields)
         if stage.stage != kind:
             raise ValueError(f"{recipe} is a recipe of stage {stage.stage}, not {kind}.")
     _run(stage, student, out, data, cache)
@@ -160,9 +208,7 @@ def _stage_command(recipe: str, student: Path, out: Path, data: Path, cache: Pat
 def relational(
     student: Student,
     out: Out,
-    recipe: Annotated[
-        str, typer.Option(help="Stage recipe: a file, or one of the package.")
-    ] = "stage2_relational.yaml",
+    recipe: RecipeName = "stage2_relational.yaml",
     data: Data = Path(),
     cache: Cache = None,
     changes: Changes = None,
@@ -207,14 +253,14 @@ def run_whole(
     ] = None,
 ) -> None:
     """All stages of a recipe, evaluation, and a model folder with its card. Run again to resume."""
-    by_stage: dict[str, dict] = {}
+    by_stage: dict[str, dict[str, Any]] = {}
     for name, value in _changes(changes).items():
         stage, dot, setting = name.partition(".")
         if not dot:
             raise typer.BadParameter(f"--set wants STAGE.name=value, got {name!r}.")
         by_stage.setdefault(stage, {})[setting] = value
     with _working() as (show, watch):
-        from ..training.recipe import run_recipe
+        from ..training.run import run_recipe
 
         model = run_recipe(recipe, out, data, by_stage, show, lambda stage: watch(stage.name, stage.config.steps))
     say(f"Wrote {model}; scores are in {out / 'results.json'}.")
@@ -223,7 +269,7 @@ def run_whole(
 @train.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; RUN.png is named after each.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/training"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("plots"),
 ) -> None:
     """Draw losses and dev scores of runs as PNG (needs matplotlib)."""
     with clear_errors():

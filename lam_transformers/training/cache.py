@@ -6,12 +6,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from filelock import FileLock
 
 from ..io.loading import load_sentence_transformer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +37,11 @@ class Teacher:
     weight: float = 1.0
     prompt: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"The weight of the teacher {self.name} must be above 0, got {self.weight}.")
 
-    def load(self, device: str | None = None):
+    def load(self, device: str | None = None) -> "SentenceTransformer":
         """The SentenceTransformer. Raises ValueError, saying why, if it cannot be loaded as one."""
         try:
             model = load_sentence_transformer(self.name, device, dtype=torch.float32)
@@ -50,6 +54,7 @@ class Teacher:
 
     @property
     def prefix(self) -> str:
+        """What is put before every text."""
         return PROMPTS.get(self.name, "") if self.prompt is None else self.prompt
 
 
@@ -58,8 +63,8 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def model_key(model, prefix: str = "", precision: str = "") -> str:
-    """Identifies what gives the embeddings: a sample of every weight, where texts are cut, what stands before them."""
+def model_key(model: "SentenceTransformer", prefix: str = "", precision: str = "") -> str:
+    """Identifies what gives the embeddings: a sample of every weight, where texts are cut, what is put before them."""
     digest = hashlib.sha256(f"{model.max_seq_length} {prefix} {precision}".encode())
     for name, x in model.state_dict().items():
         digest.update(name.encode())
@@ -80,16 +85,19 @@ class EmbeddingCache:
     Raises ValueError if the folder holds embeddings of another size.
     """
 
-    def __init__(self, folder: Path, dimensions: int):
-        self.folder, self.dimensions = Path(folder), dimensions
+    def __init__(self, folder: str | Path, dimensions: int) -> None:
+        self.folder = Path(folder)
+        self.dimensions = dimensions
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "cache.json"
         with FileLock(self.folder / "lock"):  # a process beside this one may begin at the same time
             if not record.exists():
                 record.write_text(json.dumps({"dimensions": dimensions}) + "\n")
-        if (found := json.loads(record.read_text())["dimensions"]) != dimensions:
-            raise ValueError(f"{folder} holds embeddings of {found} dimensions, not {dimensions}; use another folder.")
-        self._keys_file, self._rows_file = self.folder / "keys.u64", self.folder / "embeddings.f16"
+        kept = json.loads(record.read_text())["dimensions"]
+        if kept != dimensions:
+            raise ValueError(f"{folder} holds embeddings of {kept} dimensions, not {dimensions}; use another folder.")
+        self._keys_file = self.folder / "keys.u64"
+        self._rows_file = self.folder / "embeddings.f16"
         self._read()
 
     def _complete(self) -> int:
@@ -112,15 +120,19 @@ class EmbeddingCache:
         """Row of each key, int64, -1 for those that are not there. keys: uint64 [N]."""
         if not len(self):
             return np.full(len(keys), -1)
-        found = np.searchsorted(self._sorted, keys).clip(max=len(self) - 1)
-        return np.where(self._sorted[found] == keys, self._order[found], -1)
+        nearest = np.searchsorted(self._sorted, keys).clip(max=len(self) - 1)
+        return np.where(self._sorted[nearest] == keys, self._order[nearest], -1)
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Embeddings of these rows, float32 [N, dimensions]."""
         return self._rows[places].astype(np.float32)
 
     def fill(
-        self, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray], progress=None, block: int = 2048
+        self,
+        texts: Sequence[str],
+        encode: Callable[[list[str]], np.ndarray],
+        progress: Callable[[int], None] | None = None,
+        block: int = 2048,
     ) -> np.ndarray:
         """Compute and keep what is not there yet, `block` texts at a time; returns the row of each text.
 
@@ -158,7 +170,12 @@ class EmbeddingCache:
 
 
 def teacher_embeddings(
-    teacher: Teacher, texts: Sequence[str], folder: Path, bf16: bool = True, progress=None, batch_size: int = 64
+    teacher: Teacher,
+    texts: Sequence[str],
+    folder: str | Path,
+    bf16: bool = True,
+    progress: Callable[[int], None] | None = None,
+    batch_size: int = 64,
 ) -> tuple[EmbeddingCache, np.ndarray]:
     """A teacher's cache under `folder`, holding these texts, and the row of each of them.
 
@@ -177,10 +194,14 @@ def teacher_embeddings(
         model = model.bfloat16()
 
     def encode(block: list[str]) -> np.ndarray:
-        found = model.encode(
-            block, prompt=teacher.prefix or None, batch_size=batch_size, normalize_embeddings=True,
-            convert_to_tensor=True, show_progress_bar=False,
-        )  # fmt: skip
-        return found.float().cpu().numpy()
+        embeddings = model.encode(
+            block,
+            prompt=teacher.prefix or None,
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        return embeddings.float().cpu().numpy()
 
     return cache, cache.fill(texts, encode, progress)

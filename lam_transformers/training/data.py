@@ -4,16 +4,22 @@ import functools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..io.atomic import atomic_file
 from ..io.files import find_files, open_text, read_records
 
+Item = TypeVar("Item")
+
+# The evaluation sets that the package's recipes keep out of training, see `read_file_list`.
+EVALUATION_FILES = Path(__file__).parent / "recipes" / "evaluation_files.txt"
 TEXT_FIELDS = (
     "text", "premise", "hypothesis", "anchor", "positive", "negative", "sentence", "sentence1", "sentence2",
     "query", "passage", "question", "answer", "title", "abstract", "complex", "original",
@@ -31,11 +37,7 @@ def read_texts(
     Raises ValueError for a file in which no record has a text field.
     """
     for path in files:
-        if path.suffix == ".txt":
-            records: Iterable[dict] = ({"text": line} for line in open_text(path))
-        else:
-            records = read_records(path)
-        texts: Iterable[str] = (text for record in records for text in _texts_of(record))
+        texts: Iterable[str] = _texts_of_file(path)
         if limits and path.name in limits:
             texts = sample(texts, limits[path.name])
         empty = True
@@ -52,9 +54,23 @@ def read_texts(
                 yield hub_dataset, text
 
 
-def sample(items: Iterable, count: int, seed: int = 0) -> list:
+def _texts_of_file(path: Path) -> Iterator[str]:
+    """The non-empty texts of a file, which is closed at the end, or when nobody asks for more."""
+    for record in _read_lines(path) if path.suffix == ".txt" else read_records(path):
+        yield from _texts_of(record)
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a plain text file as records."""
+    with open_text(path) as file:
+        for line in file:
+            yield {"text": line}
+
+
+def sample(items: Iterable[Item], count: int, seed: int = 0) -> list[Item]:
     """`count` of the items, each as likely as another, in their order (reservoir sampling)."""
-    pick, kept = random.Random(seed), {}
+    pick = random.Random(seed)
+    kept: dict[int, tuple[int, Item]] = {}
     for i, item in enumerate(items):
         place = i if i < count else pick.randrange(i + 1)
         if place < count:
@@ -62,14 +78,14 @@ def sample(items: Iterable, count: int, seed: int = 0) -> list:
     return [item for _, item in sorted(kept.values(), key=lambda pair: pair[0])]
 
 
-def _texts_of(record: dict) -> list[str]:
+def _texts_of(record: dict[str, Any]) -> list[str]:
     """The non-empty text fields of a record."""
     values = (record.get(field) for field in TEXT_FIELDS)
     return [value.strip() for value in values if isinstance(value, str) and value.strip()]
 
 
 def normalise(text: str) -> str:
-    """Letters and digits in lower case: two texts that agree in these count as the same text."""
+    """Letters and digits of any script in lower case: two texts that agree in these count as the same text."""
     return "".join(c for c in text.lower() if c.isalnum())
 
 
@@ -91,9 +107,11 @@ class TokenTable:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
+        """Number of tokens of each text, int64 [texts]."""
         return np.diff(self.starts)
 
     def save(self, path: Path) -> None:
+        """Write an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"ids": self.ids, "starts": self.starts, "utf8": self.utf8, "text_starts": self.text_starts}
         with atomic_file(path) as temporary, temporary.open("wb") as file:
@@ -101,6 +119,7 @@ class TokenTable:
 
     @classmethod
     def load(cls, path: Path) -> "TokenTable":
+        """What `save` wrote."""
         with np.load(path) as file:
             return cls(**{name: file[name] for name in file.files})
 
@@ -113,12 +132,12 @@ class TokenTable:
 
 def tokenize_texts(
     texts: Iterable[tuple[str, str]],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     exclude: frozenset[str] = frozenset(),
-    progress=None,
+    progress: Callable[[int], None] | None = None,
     keep_texts: bool = False,
-) -> tuple[TokenTable, Counter]:
+) -> tuple[TokenTable, Counter[str]]:
     """Token ids of every distinct text, cut at `max_length`, and a count of what happened to each source.
 
     Args:
@@ -131,20 +150,20 @@ def tokenize_texts(
     "SOURCE: in evaluation".
     """
     seen: set[int] = set()
-    counts: Counter = Counter()
+    counts: Counter[str] = Counter()
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     kept: list[bytes] = []
     block: list[str] = []
 
-    def flush():
+    def flush() -> None:
         options = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
         encoded = tokenizer(block, **options, return_offsets_mapping=keep_texts)
         ids.append(np.fromiter((i for text in encoded["input_ids"] for i in text), dtype=np.int32))
         lengths.extend(map(len, encoded["input_ids"]))
         if keep_texts:
             ends = [max((end for _, end in spans), default=0) for spans in encoded["offset_mapping"]]
-            # A text that was not cut keeps what stands behind its last token.
+            # A text that was not cut keeps what follows its last token.
             whole = [len(row) < max_length for row in encoded["input_ids"]]
             kept.extend((x if w else x[:end]).encode() for x, w, end in zip(block, whole, ends, strict=True))
         block.clear()
@@ -174,8 +193,8 @@ def tokenize_texts(
     return table, counts
 
 
-def _bounds(lengths) -> np.ndarray:
-    """Where pieces of these lengths begin and end one behind the other, int64 [pieces + 1]."""
+def _bounds(lengths: Sequence[int]) -> np.ndarray:
+    """Where parts of these lengths begin and end when they are concatenated, int64 [parts + 1]."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -187,8 +206,13 @@ class LengthBatches:
     last batch of a length sit out that epoch. The first `ordered` batches of the first epoch come short to long.
     """
 
-    def __init__(self, table: TokenTable, tokens_per_batch: int, seed: int = 0, min_texts: int = 8, ordered: int = 0):
-        self.table, self.tokens_per_batch, self.seed, self.min_texts = table, tokens_per_batch, seed, min_texts
+    def __init__(
+        self, table: TokenTable, tokens_per_batch: int, seed: int = 0, min_texts: int = 8, ordered: int = 0
+    ) -> None:
+        self.table = table
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
+        self.min_texts = min_texts
         self.ordered = ordered
         order = np.argsort(table.lengths, kind="stable")
         values, first = np.unique(table.lengths[order], return_index=True)
@@ -210,7 +234,8 @@ class LengthBatches:
         random = np.random.default_rng([self.seed, epoch])
         self._batches = []
         for length, group in self._groups:
-            group, size = random.permutation(group), self._texts(length, group)
+            size = self._texts(length, group)
+            group = random.permutation(group)
             self._batches += [group[i : i + size] for i in range(0, len(group) - size + 1, size)]
         self._batches = [self._batches[i] for i in random.permutation(len(self._batches))]
         if epoch == 0:
@@ -228,22 +253,24 @@ class LengthBatches:
 
 
 class PackedBatches:
-    """Batches of texts of any length, packed one behind the other, for a student that needs no padding.
+    """Batches of texts of any length, concatenated, for a student that needs no padding.
 
-    A batch is made of groups of `group` texts that stand behind each other in the table: sentences of one book,
+    A batch is made of groups of `group` texts that follow each other in the table: sentences of one book,
     captions of one image, premise and hypothesis. So it holds near texts as well as far ones, which is what
     similarities are learnt from. Batch `index` is a pure function of the seed, as in `LengthBatches`; every epoch holds
     every group once.
 
     Args:
-        tokens_per_batch: about as many tokens has a batch, and at least as many as the longest group.
+        tokens_per_batch: number of tokens of a batch, about; at least that of the longest group.
         max_texts: use a random part of the table with about this many texts; None: all.
     """
 
     def __init__(
         self, table: TokenTable, tokens_per_batch: int, seed: int = 0, group: int = 4, max_texts: int | None = None
-    ):
-        self.table, self.tokens_per_batch, self.seed = table, tokens_per_batch, seed
+    ) -> None:
+        self.table = table
+        self.tokens_per_batch = tokens_per_batch
+        self.seed = seed
         starts = np.arange(0, len(table) - group + 1, group)
         if max_texts is not None:
             starts = np.sort(np.random.default_rng(seed).permutation(starts)[: max(max_texts // group, 1)])
@@ -253,7 +280,8 @@ class PackedBatches:
 
     def regroup(self, groups: np.ndarray) -> None:
         """Make batches of these groups. groups: rows of the table [groups, texts of a group]."""
-        self._groups, self._tokens = groups, self.table.lengths[groups].sum(1)
+        self._groups = groups
+        self._tokens = self.table.lengths[groups].sum(1)
         longest = max(self.tokens_per_batch, int(self._tokens.max()))
         self.batches_per_epoch = max(int(self._tokens.sum()) // longest, 1)
         self._epoch = -1
@@ -276,7 +304,7 @@ class PackedBatches:
         return self._batches[position]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of batch `index`: rows of the table [N], their token ids one behind the other [T], bounds [N + 1]; int64."""
+        """Of batch `index`: rows of the table [N], their token ids concatenated [T], bounds [N + 1]; int64."""
         rows = self.rows(index)
         ids = [self.table.ids[self.table.starts[i] : self.table.starts[i + 1]] for i in rows]
         return rows, np.concatenate(ids).astype(np.int64), _bounds([len(x) for x in ids])
@@ -291,10 +319,12 @@ def nearest_groups(embeddings: np.ndarray, size: int, seed: int = 0, reach: int 
     Args:
         embeddings: [N, D], L2-normalised.
     """
-    count, random = len(embeddings), np.random.default_rng(seed)
+    count = len(embeddings)
+    random = np.random.default_rng(seed)
     x = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
     near = np.concatenate([(part @ x.T).topk(min(reach + 1, count)).indices.numpy() for part in x.split(1024)])
-    free, groups = np.ones(count, dtype=bool), []
+    free = np.ones(count, dtype=bool)
+    groups: list[list[int]] = []
     for i in random.permutation(count):
         if not free[i]:
             continue
@@ -307,7 +337,13 @@ def nearest_groups(embeddings: np.ndarray, size: int, seed: int = 0, reach: int 
     return np.concatenate([np.array(groups, dtype=np.int64).reshape(-1, size), left])
 
 
-def evaluation_sentences(files: Iterable[Path]) -> frozenset[str]:
+def read_file_list(path: Path) -> list[str]:
+    """The names in a list of files: one a line; empty lines and those that begin with # do not count."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def evaluation_sentences(files: Iterable[str | Path]) -> frozenset[str]:
     """The sentences of evaluation sets, normalised: what training must not see.
 
     Args:
@@ -318,9 +354,9 @@ def evaluation_sentences(files: Iterable[Path]) -> frozenset[str]:
     return frozenset(normalise(text) for _, text in read_texts(map(Path, files)))
 
 
-def dropped(counts: Counter) -> dict[str, int]:
+def dropped(counts: Counter[str]) -> dict[str, int]:
     """Texts dropped over all sources, by reason."""
-    totals: Counter = Counter()
+    totals: Counter[str] = Counter()
     for name, count in counts.items():
         _, colon, reason = name.rpartition(": ")
         if colon:
@@ -329,33 +365,54 @@ def dropped(counts: Counter) -> dict[str, int]:
 
 
 def load_or_tokenize(
-    folder, sources, hub_dataset, exclude, tokenizer, max_length, progress=None, keep_texts: bool = False,
+    folder: str | Path,
+    sources: Iterable[str | Path],
+    hub_dataset: str | None,
+    exclude: Iterable[str | Path],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    progress: Callable[[int], None] | None = None,
+    keep_texts: bool = False,
     limits: dict[str, int] | None = None,
-) -> TokenTable:  # fmt: skip
+) -> TokenTable:
     """The token table of a run, from `folder`/tokens.npz or else made from the sources and kept there.
 
     `folder`/data.json records what the table was made from, with the texts kept and dropped by source.
+
+    Args:
+        folder: of the run.
+        sources: files and folders of texts.
+        hub_dataset: Hub data set with a text column, besides or instead of them.
+        exclude: evaluation sets, see `evaluation_sentences`.
+        tokenizer: of the student.
+        max_length: texts are cut after this number of tokens.
+        progress: called with the number of texts read since the last call.
+        keep_texts: keep the texts too, cut where their ids are cut.
+        limits: see `read_texts`.
 
     Raises ValueError if the kept table was made from other sources or with another length.
     """
     folder = Path(folder)
     files = find_files(sources)
+    excluded = [Path(path) for path in exclude]
     if unknown := set(limits or {}) - {path.name for path in files}:
         raise ValueError(
             f"text_limits names {', '.join(sorted(unknown))}, which is none of the files: "
             f"{', '.join(sorted(path.name for path in files))}."
         )
-    made_from = (
-        {
-            "files": {path.name: path.stat().st_size for path in files},
-            "hub_dataset": hub_dataset,
-            "excluded": [Path(path).name for path in exclude],
-            "max_length": max_length,
-        }
-        | ({"texts_kept": True} if keep_texts else {})
-        | ({"limits": limits} if limits else {})
-    )
-    table_path, record_path = folder / "tokens.npz", folder / "data.json"
+    made_from: dict[str, Any] = {
+        "files": {path.name: path.stat().st_size for path in files},
+        "hub_dataset": hub_dataset,
+        "excluded": [path.name for path in excluded],
+        "max_length": max_length,
+    }
+    # Only where they are used: tables of earlier versions lack these.
+    if keep_texts:
+        made_from["texts_kept"] = True
+    if limits:
+        made_from["limits"] = limits
+    table_path = folder / "tokens.npz"
+    record_path = folder / "data.json"
     if table_path.exists() and record_path.exists():
         kept = json.loads(record_path.read_text())
         if kept["made_from"] != made_from:
@@ -364,12 +421,15 @@ def load_or_tokenize(
             )
         return TokenTable.load(table_path)
     texts = read_texts(files, hub_dataset, limits)
-    sentences = evaluation_sentences(exclude)
+    sentences = evaluation_sentences(excluded)
     table, counts = tokenize_texts(texts, tokenizer, max_length, sentences, progress, keep_texts)
     table.save(table_path)
     record = {
-        "made_from": made_from, "excluded_sentences": len(sentences), "dropped": dropped(counts),
-        "texts": dict(sorted(counts.items())), "tokens": len(table.ids),
-    }  # fmt: skip
+        "made_from": made_from,
+        "excluded_sentences": len(sentences),
+        "dropped": dropped(counts),
+        "texts": dict(sorted(counts.items())),
+        "tokens": len(table.ids),
+    }
     record_path.write_text(json.dumps(record, indent=1))
     return table

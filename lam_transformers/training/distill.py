@@ -1,22 +1,29 @@
 """Stage 1, base distillation: a LAM learns to reproduce its teacher, layer by layer."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from ..model.modeling_lam import LAMModel
 from .data import LengthBatches, TokenTable
-from .loop import RunConfig, TrainingLoop
+from .loop import TrainingLoop, process_state
 from .losses import distillation_losses
+from .trainer import RunConfig
 
 
 @dataclass(kw_only=True)
 class DistillConfig(RunConfig):
-    """What decides a run of base distillation.
+    """What decides a run of base distillation. These defaults are the only ones that the stage has.
 
     In the first `teacher_forced_steps` updates each layer of the student reads the teacher's states below it, so that
     all layers learn at once; after them it reads its own. The first `curriculum_steps` batches come in order of length.
     """
 
+    steps: int = 6000
+    warmup_steps: int = 100
+    decay_steps: int = 3000
     tokens_per_batch: int = 2048
     max_length: int = 128
     hidden_weight: float = 1.0
@@ -30,11 +37,9 @@ class Distiller(TrainingLoop):
     """A run of base distillation.
 
     Args:
-        student: a `LAMModel`; trained in place.
         teacher: an encoder of the same width, depth and vocabulary that returns hidden states.
-        tokenizer: of both.
         table: the training texts.
-        config, folder, dev_file, options: see `TrainingLoop`.
+        arguments: those of `Trainer`. The tokenizer is the teacher's too.
 
     Raises:
         ValueError: if student and teacher do not fit together.
@@ -42,21 +47,26 @@ class Distiller(TrainingLoop):
 
     config: DistillConfig
 
-    def __init__(
-        self, student, teacher, tokenizer, table: TokenTable, config: DistillConfig, folder, dev_file, **options
-    ):
-        self._check(student, teacher, table)
-        super().__init__(student, tokenizer, config, folder, dev_file, **options)
-        self.teacher = teacher.to(self.accelerator.device).eval().requires_grad_(False)
-        ordered = config.curriculum_steps * self.accelerator.num_processes
-        self.batches = LengthBatches(table, config.tokens_per_batch, config.seed, ordered=ordered)
-        if config.teacher_forced_steps and self.accelerator.num_processes > 1:
+    def __init__(self, *, teacher: PreTrainedModel, table: TokenTable, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._check(self.student, teacher, table)
+        if self.config.teacher_forced_steps and process_state().num_processes > 1:
             raise ValueError("teacher_forced_steps needs a single process: the layers are called one by one.")
+        self.teacher = teacher
+        self.table = table
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        config = self.config
+        self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+        ordered = config.curriculum_steps * self.accelerator.num_processes
+        self.batches = LengthBatches(self.table, config.tokens_per_batch, config.seed, ordered=ordered)
 
     @staticmethod
-    def _check(student, teacher, table):
+    def _check(student: LAMModel, teacher: PreTrainedModel, table: TokenTable) -> None:
         for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
-            ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+            ours = getattr(student.config, name)
+            theirs = getattr(teacher.config, name)
             if ours != theirs:
                 raise ValueError(f"Student and teacher must agree in {name}: {ours} against {theirs}.")
         limit = getattr(teacher.config, "max_position_embeddings", None)
@@ -66,7 +76,8 @@ class Distiller(TrainingLoop):
                 f"The teacher reads at most {limit} tokens, a text has {longest}: use --max-length {limit}."
             )
 
-    def batch_losses(self, index):
+    def batch_losses(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """See `TrainingLoop`; the parts are those of `distillation_losses`."""
         config = self.config
         ids = torch.from_numpy(self.batches[index]).to(self.accelerator.device)
         with torch.no_grad():

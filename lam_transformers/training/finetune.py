@@ -1,12 +1,12 @@
 """Stage 3, fine-tuning with labels: sentence-transformers' trainer and losses, and what they lack."""
 
 import json
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,33 +24,28 @@ from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatch
 from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from ..io.atomic import atomic_file, write_text
 from ..io.files import find_files
 from ..io.loading import is_lam
-from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..model.sentence_transformers_module import LAMTransformer
 from ..scoring.sts import evaluate_sts
 from .cache import EmbeddingCache, Teacher, model_key
 from .data import evaluation_sentences, normalise, read_texts, sample
 from .loop import (
-    Progress,
-    RunConfig,
     RunLog,
     check_finite,
     learning_rate_factor,
     learning_rates,
     parameter_groups,
     process_state,
-    refuse_changes,
     replace_folder,
 )
 from .losses import orthogonality_loss, similarity_loss
-from .pairs import Source, cut_texts, read_source, write_report
-
-logger = logging.getLogger(__name__)
+from .pairs import PairSource, cut_texts, read_source, write_report
+from .trainer import RunConfig, RunProgress, Trainer
 
 
 @dataclass(kw_only=True)
@@ -58,17 +53,17 @@ class FinetuneConfig(RunConfig):
     """What decides a run of fine-tuning.
 
     Attributes:
-        sources: fields of a `Source` each. Scored pairs are learnt by `ScoredPairsLoss`, pairs and triplets against the
-            other texts of the batch. Batches come from the sources in proportion to their numbers of rows.
+        sources: fields of a `PairSource` each. Scored pairs are learnt by `ScoredPairsLoss`, pairs and triplets against
+            the other texts of the batch. Batches come from the sources in proportion to their numbers of rows.
         batch_size: rows (pairs, triplets, texts) in a batch.
-        mini_batch_size: larger batches of pairs and triplets go through the model in parts of so many, with cached
+        mini_batch_size: larger batches of pairs and triplets go through the model in parts of this size, with cached
             gradients (Gao et al. 2021), so that memory does not bound `batch_size`.
         scale: inverse temperature of both losses.
         cosine_weight: of the squared error in `ScoredPairsLoss`.
         dimensions: the losses are averaged over these numbers of leading dimensions (Matryoshka); empty: all only.
-        frozen: how the names of the parameters begin that stay as they are, such as encoder.layer.0. in a BERT.
+        frozen: prefixes of the names of parameters that stay as they are, such as encoder.layer.0. in a BERT.
         retention_text: files or folders of texts whose embeddings should stay what they were before the stage.
-        retention_texts: so many of them, chosen at random; they are a source of their own.
+        retention_texts: number of them, chosen at random; they are a source of their own.
         retention_weight, retention_similarity_weight: of 1 - cosine to the embedding before, and of `similarity_loss`.
             The gradient of a batch of pairs is much longer than `clip_norm`, one of retention much shorter at weights
             of 1: clipping does not balance them by itself.
@@ -78,7 +73,7 @@ class FinetuneConfig(RunConfig):
     warmup_steps: int = 50
     decay_steps: int = 450
     learning_rate: float = 2e-4
-    sources: list[dict] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
     max_length: int = 128
     batch_size: int = 32
     mini_batch_size: int = 64
@@ -91,11 +86,11 @@ class FinetuneConfig(RunConfig):
     retention_weight: float = 10.0
     retention_similarity_weight: float = 100.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sources:
             raise ValueError("fine-tuning needs at least one of `sources`.")
-        names = Counter(Source(**source).name for source in self.sources)
+        names = Counter(PairSource(**source).name for source in self.sources)
         if twice := [name for name, count in names.items() if count > 1 or name == "retention"]:
             raise ValueError(f"Give these sources names of their own: {', '.join(twice)}.")
         if self.retention_texts and not self.retention_text:
@@ -109,11 +104,13 @@ class ScoredPairsLoss(losses.CoSENTLoss):
     scores, and a correlation that is not one of ranks falls.
     """
 
-    def __init__(self, model: SentenceTransformer, scale: float, cosine_weight: float):
+    def __init__(self, model: SentenceTransformer, scale: float, cosine_weight: float) -> None:
         super().__init__(model, scale=scale)
-        self.squared_error, self.cosine_weight = losses.CosineSimilarityLoss(model), cosine_weight
+        self.squared_error = losses.CosineSimilarityLoss(model)
+        self.cosine_weight = cosine_weight
 
     def compute_loss_from_embeddings(self, embeddings: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """embeddings: of the first and of the second sentences, [B, D] each; labels: scores [B]. Scalar."""
         order = super().compute_loss_from_embeddings(embeddings, labels)
         return order + self.cosine_weight * self.squared_error.compute_loss_from_embeddings(embeddings, labels)
 
@@ -124,11 +121,14 @@ class RetentionLoss(nn.Module):
     embedding_weight (1 - cosine) + similarity_weight `similarity_loss` of the in-batch similarities.
     """
 
-    def __init__(self, model: SentenceTransformer, embedding_weight: float, similarity_weight: float):
+    def __init__(self, model: SentenceTransformer, embedding_weight: float, similarity_weight: float) -> None:
         super().__init__()
-        self.model, self.embedding_weight, self.similarity_weight = model, embedding_weight, similarity_weight
+        self.model = model
+        self.embedding_weight = embedding_weight
+        self.similarity_weight = similarity_weight
 
     def forward(self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+        """sentence_features: of one column of B texts; labels: their embeddings before, [B, D]. Scalar."""
         (features,) = sentence_features
         ours = F.normalize(self.model(features)["sentence_embedding"].float(), dim=-1)
         before = F.normalize(labels.float(), dim=-1)
@@ -138,17 +138,22 @@ class RetentionLoss(nn.Module):
         )
 
 
-def encoder_of(model: LAMModel, tokenizer) -> SentenceTransformer:
+def encoder_of(model: LAMModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
     """A LAM with mean pooling and normalisation, as `lam export` makes it."""
     return SentenceTransformer(modules=[LAMTransformer(model, tokenizer), Normalize()], device=str(model.device))
 
 
-def load_encoder(student: str | Path) -> SentenceTransformer:
-    """A LAM folder as `encoder_of` makes it; another model, by folder or Hub id, as sentence-transformers loads it."""
+def load_student(student: str | Path) -> tuple[LAMModel | SentenceTransformer, PreTrainedTokenizerBase]:
+    """What a stage starts from, in float32, and its tokenizer: a `LAMModel`, or another model to become a teacher.
+
+    Args:
+        student: LAM folder; or folder or Hub id of a model that sentence-transformers loads.
+    """
     if is_lam(student):
         tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-        return encoder_of(LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer)
-    return Teacher(str(student)).load().requires_grad_()
+        return LAMModel.from_pretrained(student, dtype=torch.float32), tokenizer
+    encoder = Teacher(str(student)).load().requires_grad_()
+    return encoder, encoder.tokenizer
 
 
 class LikeLengthBatches(DefaultBatchSampler):
@@ -157,14 +162,15 @@ class LikeLengthBatches(DefaultBatchSampler):
     The rows are shuffled, sorted by their longest text within each 16 batches of them, and cut into batches.
     """
 
-    def __init__(self, dataset: Dataset, **options):
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
         super().__init__(dataset, **options)
         columns = [dataset[name] for name in dataset.column_names if name != "score"]
         self.lengths = [max(map(len, row)) for row in zip(*columns, strict=True)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
-        order, size = random.permutation(len(self.lengths)).tolist(), self.batch_size
+        order = random.permutation(len(self.lengths)).tolist()
+        size = self.batch_size
         pools = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
         order = [row for pool in pools for row in sorted(pool, key=self.lengths.__getitem__)]
         batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -173,7 +179,7 @@ class LikeLengthBatches(DefaultBatchSampler):
         yield from (batches[i] for i in random.permutation(len(batches)))
 
 
-def padding_batches(dataset: Dataset, **options) -> DefaultBatchSampler:
+def padding_batches(dataset: Dataset, **options: Any) -> DefaultBatchSampler:
     """Of scored pairs, `LikeLengthBatches`; where the others of a batch are negatives, none twice in it."""
     kind = LikeLengthBatches if "score" in dataset.column_names else NoDuplicatesBatchSampler
     return kind(dataset, **options)
@@ -184,8 +190,9 @@ class _Trainer(SentenceTransformerTrainer):
 
     run: "Finetuner"
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        run, step = self.run, self.state.global_step
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        run = self.run
+        step = self.state.global_step
         run.progress.tokens += sum(int(x.sum()) for name, x in inputs.items() if name.endswith("attention_mask"))
         what = inputs.get("dataset_name", "")
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -193,13 +200,15 @@ class _Trainer(SentenceTransformerTrainer):
         run.progress.losses[f"loss_{what}"] = float(loss)
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         weight = self.run.config.orthogonality_weight
         loss = loss + weight * orthogonality_loss(self.model[0].model) if weight else loss
         return (loss, {}) if return_outputs else loss
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -210,15 +219,27 @@ class _Trainer(SentenceTransformerTrainer):
 class _Watcher(TrainerCallback):
     """Validation, selection, log and the record beside each checkpoint."""
 
-    def __init__(self, run: "Finetuner", log: RunLog, evaluate_every: int, checkpoint_every: int, on_step, last: int):
-        self.run, self.log, self.on_step, self.last = run, log, on_step, last
-        self.evaluate_every, self.checkpoint_every = evaluate_every, checkpoint_every
+    def __init__(
+        self,
+        run: "Finetuner",
+        log: RunLog,
+        evaluate_every: int,
+        checkpoint_every: int,
+        on_step: Callable[[RunProgress], None] | None,
+        last: int,
+    ) -> None:
+        self.run = run
+        self.log = log
+        self.evaluate_every = evaluate_every
+        self.checkpoint_every = checkpoint_every
+        self.on_step = on_step
+        self.last = last
         self.began = time.monotonic()
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress = self.run.progress
         progress.step = state.global_step
         progress.seconds += time.monotonic() - self.began
@@ -230,79 +251,82 @@ class _Watcher(TrainerCallback):
         control.should_training_stop = progress.step >= self.last
         control.should_save = progress.step % self.checkpoint_every == 0 or progress.step >= self.last
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         progress = self.run.progress
-        if "loss" in logs and state.is_world_process_zero:
-            progress.losses["loss"] = logs["loss"]
-            numbers = {"loss": logs["loss"], "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
-            parts = {n: round(x, 6) for n, x in progress.losses.items() if n.startswith("loss_")}
-            self.log.write({"step": state.global_step, "tokens": progress.tokens,
-                            "seconds": round(progress.seconds, 1), **numbers, **parts})  # fmt: skip
+        if "loss" not in logs or not state.is_world_process_zero:
+            return
+        progress.losses["loss"] = logs["loss"]
+        record = {
+            "step": state.global_step,
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 1),
+            "loss": logs["loss"],
+            "gradient_norm": logs["grad_norm"],
+            "learning_rate": logs["learning_rate"],
+        }
+        parts = {name: round(x, 6) for name, x in progress.losses.items() if name.startswith("loss_")}
+        self.log.write(record | parts)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         record = {"config": asdict(self.run.config), "progress": asdict(self.run.progress)}
         write_text(self.run.folder / f"checkpoint-{state.global_step}" / "progress.json", json.dumps(record, indent=1))
 
 
-class Finetuner:
+class Finetuner(Trainer):
     """A run of fine-tuning, from a start or from its last checkpoint.
 
+    Besides checkpoints, log and the best model, the folder of the run holds data.json and mined negatives.
+
     Args:
-        student: LAM folder to start from; or another model that sentence-transformers loads, to make a teacher of it
-            (with `train_everything`, and perhaps `frozen`).
-        config: what to do.
-        folder: for checkpoints, log.jsonl, data.json, mined negatives and the best model (`folder`/best).
-        dev_file: pair file for validation (STS-B dev). Selection looks at nothing else.
         data: folder that relative paths of the sources and of retention_text start from.
-        exclude: evaluation sets; a row that shares a sentence with them is dropped (see `Source.keep_overlap`).
-        cache_folder: for the embeddings of the model before the stage.
-        progress: called with a description and a number of texts; returns what `EmbeddingCache.fill` calls.
-        tensorboard: also log for TensorBoard.
+        exclude: evaluation sets; a row that shares a sentence with them is dropped (see `PairSource.keep_overlap`).
+        arguments: those of `Trainer`. The student may also be a SentenceTransformer, to make a teacher of it (with
+            `train_everything`, and perhaps `frozen`). The embeddings of the model before the stage are kept in
+            `cache_folder`.
 
     Raises:
-        ValueError: for sources without pairs or settings that only a LAM can have, or if `folder` holds a run with
-            another configuration.
-        FloatingPointError: if the loss is not finite; the last checkpoint is kept.
-        OSError: if a checkpoint cannot be written; the one before is kept.
+        ValueError: for settings that only a LAM can have; by `prepare`, for sources without pairs.
     """
 
-    def __init__(
-        self, student, config: FinetuneConfig, folder, dev_file, data: Path = Path(), exclude: Sequence[Path] = (),
-        cache_folder=None, progress=None, tensorboard: bool = False,
-    ):  # fmt: skip
-        self.config, self.folder, self.dev_file, self.root = config, Path(folder), Path(dev_file), Path(data)
-        self.tensorboard, self.progress = tensorboard, Progress()
-        self.checkpoint = self._last_checkpoint()
-        if self.checkpoint is not None:
-            record = read_json(self.checkpoint / "progress.json")
-            refuse_changes(self.folder, config.difference(record["config"]))
-            self.progress = Progress(**record["progress"])
+    config: FinetuneConfig
+
+    def __init__(self, *, data: str | Path = Path(), exclude: Sequence[str | Path] = (), **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.data = Path(data)
+        self.exclude = exclude
+        student = self.student
+        config = self.config
+        is_a_lam = isinstance(student, LAMModel)
+        if not is_a_lam and (config.orthogonality_weight or not config.train_everything):
+            raise ValueError("The student is no LAM: set train_everything, and no orthogonality_weight.")
+        self.encoder = encoder_of(student, self.tokenizer) if is_a_lam else student
+        self.batch_sampler = BatchSamplers.NO_DUPLICATES if is_a_lam else padding_batches
+
+    def _prepare(self) -> None:
+        config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not is_lam(student) and (config.orthogonality_weight or not config.train_everything):
-            raise ValueError(f"{student} is no LAM: set train_everything, and no orthogonality_weight.")
-        self.encoder = load_encoder(student)
-        self.batch_sampler = BatchSamplers.NO_DUPLICATES if is_lam(student) else padding_batches
-        excluded = evaluation_sentences(exclude)
-        self.data, counts, sources = DatasetDict(), {}, [Source(**source) for source in config.sources]
+        excluded = evaluation_sentences(self.exclude)
+        self.datasets = DatasetDict()
+        counts: dict[str, Counter[str]] = {}
+        sources = [PairSource(**source) for source in config.sources]
         for source in sources:
             rows, counts[source.name] = read_source(
-                source, self.encoder.tokenizer, config.max_length, excluded, config.seed, self.root
+                source, self.encoder.tokenizer, config.max_length, excluded, config.seed, self.data
             )
-            self.data[source.name] = self._with_negatives(source, rows)
+            self.datasets[source.name] = self._with_negatives(source, rows)
         if config.retention_texts:
-            self.data["retention"] = self._retention(excluded, cache_folder or self.folder / "teachers", progress)
+            self.datasets["retention"] = self._retention(excluded)
         write_report(self.folder, counts, sources, len(excluded))
-        self.counts = counts
         torch.manual_seed(config.seed)
 
-    def _last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint: the record beside it is written last."""
-        found = [p for p in self.folder.glob("checkpoint-*") if (p / "progress.json").exists()]
-        return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint: the record in it is written last."""
+        complete = [p for p in self.folder.glob("checkpoint-*") if (p / "progress.json").exists()]
+        return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
-    def _with_negatives(self, source: Source, rows: list[dict]) -> Dataset:
+    def _with_negatives(self, source: PairSource, rows: list[dict[str, Any]]) -> Dataset:
         """The rows as a data set, with mined negatives where the source asks for them; mined once for a run."""
         data = Dataset.from_list(rows)
         if not source.hard_negatives:
@@ -310,10 +334,16 @@ class Finetuner:
         kept = self.folder / "mined" / f"{source.name}.jsonl"
         if not kept.exists():
             mined = mine_hard_negatives(
-                data.select_columns(["anchor", "positive"]), self.encoder, num_negatives=source.hard_negatives,
-                range_max=50, relative_margin=0.05, output_format="n-tuple", batch_size=64, faiss_batch_size=2048,
+                data.select_columns(["anchor", "positive"]),
+                self.encoder,
+                num_negatives=source.hard_negatives,
+                range_max=50,
+                relative_margin=0.05,
+                output_format="n-tuple",
+                batch_size=64,
+                faiss_batch_size=2048,
                 verbose=False,
-            )  # fmt: skip
+            )
             kept.parent.mkdir(exist_ok=True)
             with atomic_file(kept) as temporary:
                 mined.to_json(temporary)
@@ -322,16 +352,17 @@ class Finetuner:
             raise ValueError(f"No text of {source.path} is a hard negative of another; set hard_negatives to 0.")
         return Dataset.from_list(rows)
 
-    def _retention(self, excluded: frozenset[str], cache_folder, progress) -> Dataset:
+    def _retention(self, excluded: frozenset[str]) -> Dataset:
+        """Texts, and as labels their embeddings by the model before the stage."""
         config = self.config
-        found = read_texts(find_files(self.root / path for path in config.retention_text))
-        chosen = sample((text for _, text in found), config.retention_texts, config.seed)
+        pairs = read_texts(find_files(self.data / path for path in config.retention_text))
+        chosen = sample((text for _, text in pairs), config.retention_texts, config.seed)
         texts = sorted({text for text in chosen if normalise(text) not in excluded})
         texts = list(dict.fromkeys(cut_texts(texts, self.encoder.tokenizer, config.max_length)))
-        cache = EmbeddingCache(Path(cache_folder) / f"before-{model_key(self.encoder)}", self._width)
-        advance = None if progress is None else progress("Embedding by the model before", len(texts))
+        cache = EmbeddingCache(self.cache_folder / f"before-{model_key(self.encoder)}", self._width)
+        advance = self._shown("Embedding by the model before", len(texts))
 
-        def encode(block):
+        def encode(block: list[str]) -> np.ndarray:
             return self.encoder.encode(block, batch_size=64, show_progress_bar=False)
 
         places = cache.fill(texts, encode, advance)
@@ -344,7 +375,8 @@ class Finetuner:
         return width
 
     def _loss(self, name: str, data: Dataset) -> nn.Module:
-        config, model = self.config, self.encoder
+        config = self.config
+        model = self.encoder
         if name == "retention":
             return RetentionLoss(model, config.retention_weight, config.retention_similarity_weight)
         if "score" in data.column_names:
@@ -362,34 +394,51 @@ class Finetuner:
 
     def run(
         self,
-        evaluate_every: int = 50,
-        checkpoint_every: int = 50,
-        on_step: Callable[[Progress], None] | None = None,
+        evaluate_every: int = 250,
+        checkpoint_every: int = 250,
+        on_step: Callable[[RunProgress], None] | None = None,
         stop_after: int | None = None,
-    ) -> Progress:
-        """Train until `config.steps` (or for `stop_after` updates) and return where the run stands."""
+    ) -> RunProgress:
+        """Train until `config.steps`, see `Trainer.run`."""
         if self.progress.step >= self.config.steps:
             return self.progress
-        config, model = self.config, self.encoder.transformers_model
+        self.prepare()
+        config = self.config
+        model = self.encoder.transformers_model
         groups = parameter_groups(model, self._rates(model), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
         arguments = SentenceTransformerTrainingArguments(
-            output_dir=str(self.folder), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
-            max_grad_norm=config.clip_norm, bf16=config.bf16, use_cpu=not torch.cuda.is_available(), seed=config.seed,
-            save_strategy="no", save_total_limit=2, logging_steps=10, logging_nan_inf_filter=False,
-            report_to="none", disable_tqdm=True, batch_sampler=self.batch_sampler,
-            multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL, dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=str(self.folder),
+            max_steps=config.steps,
+            per_device_train_batch_size=config.batch_size,
+            max_grad_norm=config.clip_norm,
+            bf16=config.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            seed=config.seed,
+            save_strategy="no",
+            save_total_limit=2,
+            logging_steps=10,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            batch_sampler=self.batch_sampler,
+            multi_dataset_batch_sampler=MultiDatasetBatchSamplers.PROPORTIONAL,
+            dataloader_pin_memory=False,
+        )
         last = config.steps if stop_after is None else min(config.steps, self.progress.step + stop_after)
         # The log is one file: of several processes only the first puts it right.
-        stands = self.progress.step if process_state().is_main_process else None
-        log = RunLog(self.folder, self.tensorboard, stands)
+        step = self.progress.step if process_state().is_main_process else None
+        log = RunLog(self.folder, self.tensorboard, step)
         watcher = _Watcher(self, log, evaluate_every, checkpoint_every, on_step, last)
         trainer = _Trainer(
-            model=self.encoder, args=arguments, train_dataset=self.data, optimizers=(optimizer, schedule),
-            loss={name: self._loss(name, data) for name, data in self.data.items()}, callbacks=[watcher],
-        )  # fmt: skip
+            model=self.encoder,
+            args=arguments,
+            train_dataset=self.datasets,
+            optimizers=(optimizer, schedule),
+            loss={name: self._loss(name, data) for name, data in self.datasets.items()},
+            callbacks=[watcher],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.run = self
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
@@ -409,7 +458,8 @@ class Finetuner:
 
     def evaluate(self, log: RunLog) -> None:
         """Score on dev; keep the model in `folder`/best if it is the best so far."""
-        began, progress = time.monotonic(), self.progress
+        began = time.monotonic()
+        progress = self.progress
         self.encoder.eval()
         dimensions = [size for size in self.config.dimensions if size < self._width]
         score = evaluate_sts(lambda texts: self._encode(texts), self.dev_file, dimensions)
@@ -417,9 +467,10 @@ class Finetuner:
         numbers = {f"dev_{name}": value for name, value in score.items() if name != "pairs"}
         log.write({"step": progress.step, **numbers, "evaluation_seconds": round(time.monotonic() - began, 1)})
         if score["pearson"] > progress.best_score:
-            progress.best_score, progress.best_step = score["pearson"], progress.step
+            progress.best_score = score["pearson"]
+            progress.best_step = progress.step
             replace_folder(self.folder / "best", lambda to: self.encoder.save(str(to), create_model_card=False))
 
-    def _encode(self, texts: Sequence[str]):
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
         with torch.autocast(self.encoder.device.type, enabled=False):
             return self.encoder.encode(list(texts), batch_size=64, show_progress_bar=False)

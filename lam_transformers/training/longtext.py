@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from ..io.files import find_files, read_records
 from ..scoring.pooling import packed_mean_pool
 from .cache import EmbeddingCache, Teacher, model_key, teacher_embeddings
 from .data import TokenTable
 from .finetune import encoder_of
-from .loop import RunConfig, TrainingLoop, learning_rates
+from .loop import TrainingLoop, learning_rates, process_state
+from .trainer import RunConfig
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -38,7 +42,7 @@ class LongTextConfig(RunConfig):
         embedding_weight: of 1 - cosine between a passage's embedding and the normalised mean over its chunks.
         contrastive_weight, temperature: of the cross entropy by which a passage finds the other one of its document
             among the batch (van den Oord et al. 2018).
-        late_weight: of 1 - cosine between the mean over a chunk's tokens where they stand in the passage (a late chunk)
+        late_weight: of 1 - cosine between the mean over a chunk's tokens inside the passage (a late chunk)
             and the embedding of the chunk alone.
         chunk_weight: of 1 - cosine for the chunks read one by one, so that short texts stay what they are.
         reset_share: share of the passages whose state is forgotten at a random token, positions going on.
@@ -67,7 +71,7 @@ class LongTextConfig(RunConfig):
     dev_passages: int = 40
     dev_length: int = 2048
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.chunk_tokens < self.min_length <= self.max_length:
             raise ValueError(
@@ -81,7 +85,7 @@ def training_half(ids: Sequence[str]) -> list[str]:
     return sorted(ids)[: len(ids) // 2]
 
 
-def read_documents(files: Sequence[Path], halved: Sequence[Path] = ()) -> tuple[list[str], dict[str, Counter]]:
+def read_documents(files: Sequence[Path], halved: Sequence[Path] = ()) -> tuple[list[str], dict[str, Counter[str]]]:
     """The texts of documents, from the fields `text` or `input`, in their order, each once; and counts by file.
 
     Args:
@@ -90,36 +94,42 @@ def read_documents(files: Sequence[Path], halved: Sequence[Path] = ()) -> tuple[
     Raises ValueError for a file without documents.
     """
     texts: dict[str, None] = {}
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[str]] = {}
     for path in files:
-        found = counts.setdefault(path.name, Counter())
+        of_file = counts.setdefault(path.name, Counter())
         records = [r for r in read_records(path) if isinstance(r.get("text") or r.get("input"), str)]
         if not records:
             raise ValueError(f"{path} has no documents: expected a field text or input.")
         if path in halved:
             allowed = set(training_half([str(r["_id"]) for r in records]))
-            found["held out"] = sum(str(r["_id"]) not in allowed for r in records)
+            of_file["held out"] = sum(str(r["_id"]) not in allowed for r in records)
             records = [r for r in records if str(r["_id"]) in allowed]
         for text in (r.get("text") or r["input"] for r in records):
-            found["duplicate" if text in texts else "kept"] += 1
+            of_file["duplicate" if text in texts else "kept"] += 1
             texts[text] = None
     return list(texts), counts
 
 
-def chunk_documents(texts: Sequence[str], tokenizer, chunk_tokens: int, progress=None) -> list[TokenTable]:
+def chunk_documents(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    chunk_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[TokenTable]:
     """Each text as a table of its chunks: `chunk_tokens` - 2 ids each (no special ones), and the text they come from.
 
     What is left over at the end of a text is dropped.
     """
-    size, tables = chunk_tokens - 2, []
+    size = chunk_tokens - 2
+    tables = []
     for text in texts:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         count = len(encoded["input_ids"]) // size
         ids = np.array(encoded["input_ids"][: count * size], dtype=np.int32)
         spans = encoded["offset_mapping"]
-        pieces = [text[spans[i * size][0] : spans[(i + 1) * size - 1][1]].encode() for i in range(count)]
-        starts = np.concatenate([[0], np.cumsum([len(x) for x in pieces], dtype=np.int64)])
-        utf8 = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        chunks = [text[spans[i * size][0] : spans[(i + 1) * size - 1][1]].encode() for i in range(count)]
+        starts = np.concatenate([[0], np.cumsum([len(x) for x in chunks], dtype=np.int64)])
+        utf8 = np.frombuffer(b"".join(chunks), dtype=np.uint8)
         tables.append(TokenTable(ids, np.arange(count + 1) * size, utf8, starts))
         if progress is not None:
             progress(1)
@@ -136,15 +146,24 @@ class Passage:
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
+        """Document and number of each chunk."""
         return [(self.document, i) for i in range(self.first, self.first + self.count)]
 
 
 class PassageBatches:
-    """Pairs of passages; batch `index` is a pure function of the seed."""
+    """Pairs of passages; batch `index` is a pure function of the seed.
 
-    def __init__(self, sizes: Sequence[int], config: LongTextConfig):
-        """sizes: chunks of each document."""
-        self.sizes, self.config = np.asarray(sizes), config
+    Args:
+        sizes: number of chunks of each document.
+        config: of the run.
+
+    Raises:
+        ValueError: if fewer than two documents have two passages.
+    """
+
+    def __init__(self, sizes: Sequence[int], config: LongTextConfig) -> None:
+        self.sizes = np.asarray(sizes)
+        self.config = config
         self.chunk = config.chunk_tokens - 2
         if (self.sizes >= 2 * self._chunks(config.min_length)).sum() < 2:
             raise ValueError(
@@ -156,8 +175,9 @@ class PassageBatches:
         return max(int(tokens) // self.chunk, 1)
 
     def __getitem__(self, index: int) -> list[Passage]:
-        """Passages, the two of a document behind each other."""
-        config, random = self.config, np.random.default_rng([self.config.seed, index])
+        """Passages, the two of a document after each other."""
+        config = self.config
+        random = np.random.default_rng([config.seed, index])
         enough = np.sort(self.sizes)[-2] // 2  # two documents must have two passages
         length = np.exp(random.uniform(np.log(config.min_length), np.log(config.max_length)))
         count = min(self._chunks(length), int(enough))
@@ -166,73 +186,84 @@ class PassageBatches:
         passages = []
         for document in random.permutation(able)[:documents]:
             free = int(self.sizes[document]) - 2 * count
-            # Two places with all that is free spread before, between and behind them.
-            before, behind = np.sort(random.integers(0, free + 1, 2))
-            passages += [Passage(int(document), int(first), count) for first in (before, behind + count)]
+            # Two places with all that is free spread before, between and after them.
+            earlier, later = np.sort(random.integers(0, free + 1, 2))
+            passages += [Passage(int(document), int(first), count) for first in (earlier, later + count)]
         return passages
 
 
 class LongTextTrainer(TrainingLoop):
-    """A run on long texts.
+    """A run on long texts, in one process.
 
     Args:
-        student: a `LAMModel`; trained in place.
-        tokenizer: the student's.
         data: folder that relative paths of the configuration start from.
-        cache_folder: for the embeddings of chunks.
-        progress: called with a description and a number; returns what is called with how many more are done.
-        config, folder, dev_file, options: see `TrainingLoop`.
+        arguments: those of `Trainer`. The embeddings of chunks are kept in `cache_folder`.
 
     Raises:
-        ValueError: for too few long texts, or a teacher of another width.
+        ValueError: if several processes were started; by `prepare`, for too few long texts, or a teacher of another
+            width.
     """
 
     config: LongTextConfig
 
-    def __init__(
-        self, student, tokenizer, config: LongTextConfig, folder, dev_file, data: Path, cache_folder,
-        progress: Callable | None = None, **options,
-    ):  # fmt: skip
-        files = find_files(data / path for path in config.documents)
-        halved = find_files(data / path for path in config.held_out) if config.held_out else []
-        texts, counts = read_documents(files, halved)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        sources = {name: {"counts": dict(found)} for name, found in counts.items()}
-        (Path(folder) / "data.json").write_text(json.dumps({"sources": sources}, indent=1) + "\n")
-        advance = None if progress is None else progress("Reading documents", len(texts))
-        tables = chunk_documents(texts, tokenizer, config.chunk_tokens, advance)
+    def __init__(self, *, data: str | Path = Path(), **arguments: Any) -> None:
+        processes = process_state().num_processes
+        if processes > 1:
+            raise ValueError(
+                f"The stage on long texts runs in one process, got {processes}: start it without torchrun."
+            )
+        super().__init__(**arguments)
+        self.data = Path(data)
+
+    def _prepare(self) -> None:
+        config = self.config
+        tables = self._read_tables()
         # Every fifth of the documents that are long enough is for validation.
-        chunk = config.chunk_tokens - 2
-        self.dev_count = max(config.dev_length // chunk, 1)
+        self.dev_count = max(config.dev_length // (config.chunk_tokens - 2), 1)
         able = [i for i, table in enumerate(tables) if len(table) >= 2 * self.dev_count]
         kept = set(able[2::5]) if config.dev_passages else set()
         self.dev_tables = [tables[i] for i in sorted(kept)]
         self.tables = [table for i, table in enumerate(tables) if i not in kept]
         self.batches = PassageBatches([len(table) for table in self.tables], config)
-        self.special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        self.special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
         needed = sorted({c for i in range(config.steps) for p in self.batches[i] for c in p.chunks})
-        chunks = [self.tables[document].text(i) for document, i in needed]
-        cache, places = self._targets(student, tokenizer, chunks, cache_folder, progress, config)
-        if cache.dimensions != student.config.hidden_size:
-            width = student.config.hidden_size
-            raise ValueError(f"The teacher is {cache.dimensions} wide, the student {width}: name another, or self.")
-        self.cache, self.places = cache, dict(zip(needed, places.tolist(), strict=True))
-        super().__init__(student, tokenizer, config, folder, dev_file, **options)
+        self.cache, places = self._targets([self.tables[document].text(i) for document, i in needed])
+        width = self.student.config.hidden_size
+        if self.cache.dimensions != width:
+            raise ValueError(
+                f"The teacher is {self.cache.dimensions} wide, the student {width}: name another, or self."
+            )
+        self.places = dict(zip(needed, places.tolist(), strict=True))
+        super()._prepare()
 
-    @staticmethod
-    def _targets(student, tokenizer, chunks, cache_folder, progress, config):
-        advance = None if progress is None else progress(f"Embedding by {Path(config.teacher).name}", len(chunks))
+    def _read_tables(self) -> list[TokenTable]:
+        """The documents in chunks; what was read goes into data.json."""
+        config = self.config
+        files = find_files(self.data / path for path in config.documents)
+        halved = find_files(self.data / path for path in config.held_out) if config.held_out else []
+        texts, counts = read_documents(files, halved)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sources = {name: {"counts": dict(of_file)} for name, of_file in counts.items()}
+        (self.folder / "data.json").write_text(json.dumps({"sources": sources}, indent=1) + "\n")
+        advance = self._shown("Reading documents", len(texts))
+        return chunk_documents(texts, self.tokenizer, config.chunk_tokens, advance)
+
+    def _targets(self, chunks: list[str]) -> tuple[EmbeddingCache, np.ndarray]:
+        """The teacher's embeddings of these chunks: a cache, and the row of each chunk."""
+        config = self.config
+        advance = self._shown(f"Embedding by {Path(config.teacher).name}", len(chunks))
         if config.teacher != "self":
-            return teacher_embeddings(Teacher(config.teacher), chunks, cache_folder, config.bf16, advance)
-        encoder = encoder_of(student, tokenizer).eval()
-        cache = EmbeddingCache(Path(cache_folder) / f"before-{model_key(encoder)}", student.config.hidden_size)
+            return teacher_embeddings(Teacher(config.teacher), chunks, self.cache_folder, config.bf16, advance)
+        encoder = encoder_of(self.student, self.tokenizer).eval()
+        cache = EmbeddingCache(self.cache_folder / f"before-{model_key(encoder)}", self.student.config.hidden_size)
 
-        def encode(block):
+        def encode(block: list[str]) -> np.ndarray:
             return encoder.encode(block, batch_size=16, show_progress_bar=False)
 
         return cache, cache.fill(chunks, encode, advance)
 
-    def learning_rates(self, student):
+    def learning_rates(self, student: nn.Module) -> dict[str, float]:
+        """As in every stage, and of the last row of the position table `position_learning_rate`."""
         rates = learning_rates(student, self.config)
         if self.config.position_learning_rate:
             table = student.get_parameter(POSITIONS)
@@ -252,17 +283,15 @@ class LongTextTrainer(TrainingLoop):
     def _read(self, rows: Sequence[np.ndarray], resets: Sequence[int] = ()) -> tuple[torch.Tensor, list[int]]:
         """Hidden states [1, T, D] of texts given as ids, and their N + 1 bounds.
 
-        resets: places in the row that the texts make together; the state is forgotten before each.
+        resets: places in the concatenated texts; the state is forgotten before each.
         """
         device = self.accelerator.device
         ends = list(itertools.accumulate((len(row) for row in rows), initial=0))
         positions = torch.cat([torch.arange(len(row)) for row in rows]).unsqueeze(0)
-        pieces = torch.tensor(sorted({*ends, *resets}), device=device)
-        states = self.student(
-            input_ids=torch.from_numpy(np.concatenate(rows).astype(np.int64)).unsqueeze(0).to(device),
-            position_ids=positions.to(device), cu_seq_lens_q=pieces,
-        ).last_hidden_state  # fmt: skip
-        return states, ends
+        ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).unsqueeze(0)
+        bounds = torch.tensor(sorted({*ends, *resets}), device=device)
+        output = self.student(input_ids=ids.to(device), position_ids=positions.to(device), cu_seq_lens_q=bounds)
+        return output.last_hidden_state, ends
 
     def _embed(self, rows: Sequence[np.ndarray], resets: Sequence[int] = ()) -> torch.Tensor:
         """Embeddings [N, D]; arguments as `_read`."""
@@ -278,8 +307,10 @@ class LongTextTrainer(TrainingLoop):
         inside = torch.stack([states[0, start + 1 : start + 1 + count * size] for start in starts])
         return F.normalize(inside.unflatten(1, (count, size)).float().mean(2), dim=-1)
 
-    def batch_losses(self, index):
-        config, passages = self.config, self.batches[index]
+    def batch_losses(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """See `TrainingLoop`; the parts are embedding and contrastive, and late and chunk where they have a weight."""
+        config = self.config
+        passages = self.batches[index]
         random = np.random.default_rng([config.seed, index, 1])
         rows = [self._ids(passage, self.tables) for passage in passages]
         starts = itertools.accumulate((len(row) for row in rows[:-1]), initial=0)
@@ -314,14 +345,15 @@ class LongTextTrainer(TrainingLoop):
         loss = sum(getattr(config, f"{name}_weight") * x for name, x in losses.items())
         return loss, losses, tokens
 
-    def validate(self):
+    def validate(self) -> tuple[float, dict[str, float]]:
         """The mean of two scores: Pearson on STS-B dev, and `nearest_of_same_source` by document.
 
         The latter over `dev_passages` passages of `dev_length` tokens from documents that are not trained on.
         """
         score, numbers = super().validate()
         each = max(self.config.dev_passages // max(len(self.dev_tables), 1), 2)
-        embeddings, labels = [], []
+        embeddings = []
+        labels = []
         for label, table in enumerate(self.dev_tables):
             starts = np.linspace(0, len(table) - self.dev_count, min(each, len(table) // self.dev_count)).astype(int)
             for first in starts:

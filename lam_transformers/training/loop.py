@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,76 +18,11 @@ from torch import nn
 
 from ..io.atomic import atomic_folder, write_text
 from ..model.checks_lam import read_json
+from ..model.modeling_lam import LAMModel
 from ..scoring.pooling import embed_texts
 from ..scoring.sts import evaluate_sts
 from .losses import orthogonality_loss
-
-# Settings of any stage of which there has to be one.
-AT_LEAST_ONE = (
-    "steps",
-    "tokens_per_batch",
-    "max_length",
-    "batch_size",
-    "mini_batch_size",
-    "group_size",
-    "chunk_tokens",
-)
-
-
-@dataclass(kw_only=True)
-class RunConfig:
-    """What decides any training run; a checkpoint refuses to resume under another one.
-
-    `learning_rate` is that of the memories. Feed-forward layers and norms are frozen unless
-    `feed_forward_learning_rate` is above zero; with `train_everything` all parameters take `learning_rate`.
-    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_steps`, so that a run
-    can be continued with more steps from a checkpoint before its decay.
-    """
-
-    steps: int = 4000
-    warmup_steps: int = 200
-    decay_steps: int = 2000
-    learning_rate: float = 1e-3
-    feed_forward_learning_rate: float = 0.0
-    weight_decay: float = 0.01
-    beta2: float = 0.98
-    clip_norm: float = 1.0
-    orthogonality_weight: float = 0.0
-    train_everything: bool = False
-    bf16: bool = True
-    seed: int = 0
-
-    def __post_init__(self):
-        for known in fields(self):
-            value = getattr(self, known.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            least = 1 if known.name in AT_LEAST_ONE else -math.inf if isinstance(value, float) else 0
-            if not (least <= value < 2**63 and math.isfinite(value)):
-                wanted = "a number" if least == -math.inf else f"a whole number of at least {least}"
-                raise ValueError(f"{known.name} must be {wanted}, got {value}.")
-
-    # May differ when a run is resumed: they change neither the data nor the updates before the decay.
-    resumable = frozenset({"steps", "decay_steps"})
-
-    def difference(self, other: dict) -> dict[str, tuple]:
-        """Fields that keep a checkpoint of `other` from being resumed: name -> (then, now)."""
-        missing = [f for f in fields(self) if f.name not in other]  # settings that came after that checkpoint
-        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in missing}
-        now, then = asdict(self), defaults | other
-        return {n: (then[n], now[n]) for n in now if n not in self.resumable and then[n] != now[n]}
-
-
-@dataclass
-class Progress:
-    """Where a run is."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_score: float = -1.0
-    best_step: int = 0
-    losses: dict = field(default_factory=dict)
+from .trainer import RunConfig, RunProgress, Trainer, refuse_changes
 
 
 def learning_rate_factor(step: int, config: RunConfig) -> float:
@@ -97,7 +32,7 @@ def learning_rate_factor(step: int, config: RunConfig) -> float:
     return max(0.0, min(warmup, left, 1.0))
 
 
-def learning_rates(model: nn.Module, config) -> dict[str, float]:
+def learning_rates(model: nn.Module, config: RunConfig) -> dict[str, float]:
     """The learning rate of every parameter that is trained, by name; the others are frozen."""
 
     def rate(name: str) -> float:
@@ -136,15 +71,6 @@ def check_finite(value: float, step: int, what: str, folder: Path) -> None:
         )
 
 
-def refuse_changes(folder: Path, changed: dict[str, tuple]) -> None:
-    """Raise ValueError if a run in `folder` was made with other settings: name -> (then, now)."""
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run with another configuration (then, now): {changed}. "
-            "Use the old settings or another folder."
-        )
-
-
 def replace_folder(final: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a new folder and put it in the place of `final` only when it is complete.
 
@@ -167,13 +93,14 @@ class RunLog:
     What an interrupted run logged after its last checkpoint is taken out again: those updates are made once more.
 
     Args:
-        step: where the run stands, the step of its last checkpoint or 0; None leaves the log as it is.
+        step: where the run is, the step of its last checkpoint or 0; None leaves the log as it is.
 
     Raises ValueError if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False, step: int | None = 0):
-        self.path, self.writer = folder / "log.jsonl", None
+    def __init__(self, folder: Path, tensorboard: bool = False, step: int | None = 0) -> None:
+        self.path = folder / "log.jsonl"
+        self.writer: Any = None
         if step is not None:
             self._forget_after(step)
         if tensorboard:
@@ -195,7 +122,8 @@ class RunLog:
                 continue
         write_text(self.path, "".join(kept))
 
-    def write(self, record: dict) -> None:
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a record, which has the step it belongs to."""
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
@@ -203,40 +131,24 @@ class RunLog:
                 self.writer.add_scalar(name, value, record["step"])
 
 
-class TrainingLoop:
-    """A run of training, from a start or from its last checkpoint. A stage says what the loss of a batch is.
+class TrainingLoop(Trainer):
+    """A `Trainer` with the loop of its own that the distillation stages use. A stage says what the loss of a batch is.
 
-    Args:
-        student: a `LAMModel`; trained in place.
-        tokenizer: the student's.
-        config: what to do.
-        folder: for checkpoints, the JSONL log and the best model; `folder`/best is a model folder.
-        dev_file: pair file for validation (STS-B dev). Selection looks at nothing else.
-        helpers: further modules with parameters that are trained along and not kept, such as projections.
-        tensorboard: also log for TensorBoard.
-
-    Raises:
-        ValueError: if `folder` holds a run with another configuration.
-        FloatingPointError: if the loss is not finite; the last checkpoint is kept.
-        OSError: if a checkpoint cannot be written; the one before is kept.
+    After `prepare`, `accelerator`, `optimizer` and `parameters` are there, and `student` is what accelerate put around
+    the model. `helpers` are further modules that are trained along and not kept, such as projections: a stage makes
+    them before it calls this class's `_prepare`.
     """
 
-    def __init__(
-        self,
-        student,
-        tokenizer,
-        config: RunConfig,
-        folder,
-        dev_file,
-        helpers: nn.ModuleList | None = None,
-        tensorboard=False,
-    ):
-        self.config, self.folder, self.dev_file, self.tokenizer = config, Path(folder), Path(dev_file), tokenizer
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.helpers = nn.ModuleList()
+
+    def _prepare(self) -> None:
+        config = self.config
         process_state()  # before the Accelerator, which takes over what it finds
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         set_seed(config.seed)
-        groups = parameter_groups(student, self.learning_rates(student), config.weight_decay)
-        self.helpers = nn.ModuleList() if helpers is None else helpers
+        groups = parameter_groups(self.student, self.learning_rates(self.student), config.weight_decay)
         self.helped = [p for p in self.helpers.parameters() if p.requires_grad]
         if self.helped:
             groups.append({"params": self.helped, "lr": config.learning_rate, "weight_decay": 0.0})
@@ -244,12 +156,10 @@ class TrainingLoop:
         # Kept apart: loading a checkpoint's optimizer brings back the rates it had.
         self.rates = [group["lr"] for group in groups]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-        self.student, self.optimizer = self.accelerator.prepare(student, optimizer)
+        self.student, self.optimizer = self.accelerator.prepare(self.student, optimizer)
         self.helpers.to(self.accelerator.device)
-        self.tensorboard = tensorboard
-        self.progress = Progress()
 
-    def learning_rates(self, student) -> dict[str, float]:
+    def learning_rates(self, student: nn.Module) -> dict[str, float]:
         """The learning rate of every trained parameter, by name."""
         return learning_rates(student, self.config)
 
@@ -261,7 +171,7 @@ class TrainingLoop:
         raise NotImplementedError
 
     @property
-    def model(self):
+    def model(self) -> LAMModel:
         """The student itself, whatever accelerate put around it."""
         return self.accelerator.unwrap_model(self.student)
 
@@ -269,10 +179,11 @@ class TrainingLoop:
         self,
         evaluate_every: int = 250,
         checkpoint_every: int = 250,
-        on_step: Callable[[Progress], None] | None = None,
+        on_step: Callable[[RunProgress], None] | None = None,
         stop_after: int | None = None,
-    ) -> Progress:
-        """Train until `config.steps` (or for `stop_after` updates) and return where the run stands."""
+    ) -> RunProgress:
+        """Train until `config.steps`, see `Trainer.run`."""
+        self.prepare()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         main = self.accelerator.is_main_process
@@ -282,8 +193,7 @@ class TrainingLoop:
             self._update()
             step = self.progress.step
             if log is not None and (step % 10 == 0 or step == last):
-                log.write({"step": step, "tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 1),
-                           **{n: round(x, 6) for n, x in self.progress.losses.items()}})  # fmt: skip
+                log.write(self._record())
             if log is not None and (step % evaluate_every == 0 or step == self.config.steps):
                 self._evaluate(log)
             if main and (step % checkpoint_every == 0 or step == last):
@@ -292,8 +202,16 @@ class TrainingLoop:
                 on_step(self.progress)
         return self.progress
 
+    def _record(self) -> dict[str, Any]:
+        """What the log says of the last update."""
+        progress = self.progress
+        losses = {name: round(value, 6) for name, value in progress.losses.items()}
+        return {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 1)} | losses
+
     def _update(self) -> None:
-        began, config, progress = time.monotonic(), self.config, self.progress
+        began = time.monotonic()
+        config = self.config
+        progress = self.progress
         factor = learning_rate_factor(progress.step, config)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -314,9 +232,10 @@ class TrainingLoop:
         progress.step += 1
         progress.tokens += tokens * processes
         progress.seconds += time.monotonic() - began
-        progress.losses = {n: x.item() for n, x in losses.items()} | {
-            "loss": loss.item(), "gradient_norm": float(norm), "learning_rate": config.learning_rate * factor,
-        }  # fmt: skip
+        progress.losses = {name: x.item() for name, x in losses.items()}
+        progress.losses["loss"] = loss.item()
+        progress.losses["gradient_norm"] = float(norm)
+        progress.losses["learning_rate"] = config.learning_rate * factor
 
     def validate(self) -> tuple[float, dict[str, float]]:
         """The score that decides which model is the best, and all numbers for the log: Pearson on `dev_file`."""
@@ -325,11 +244,14 @@ class TrainingLoop:
         return score["pearson"], {"dev_pearson": score["pearson"], "dev_spearman": score["spearman"]}
 
     def _evaluate(self, log: RunLog) -> None:
-        began, model, progress = time.monotonic(), self.model.eval(), self.progress
+        began = time.monotonic()
+        model = self.model.eval()
+        progress = self.progress
         score, numbers = self.validate()
         log.write({"step": progress.step, **numbers, "evaluation_seconds": round(time.monotonic() - began, 1)})
         if score > progress.best_score:
-            progress.best_score, progress.best_step = score, progress.step
+            progress.best_score = score
+            progress.best_step = progress.step
 
             def write(folder: Path) -> None:
                 model.save_pretrained(folder)
@@ -353,19 +275,24 @@ class TrainingLoop:
 
         replace_folder(self.folder / "checkpoint", write)
 
+    def last_checkpoint(self) -> Path | None:
+        """The folder of the last complete checkpoint: `checkpoint`, or what a kill between two renames has left."""
+        places = (self.folder / "checkpoint", self.folder / "checkpoint.old")
+        return next((path for path in places if (path / "progress.json").exists()), None)
+
     def resume(self) -> None:
         """Continue from the last checkpoint in `folder`, if there is one."""
-        found = last_checkpoint(self.folder)
-        if found is None:
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
             return
-        record = read_json(found / "progress.json")
+        record = read_json(checkpoint / "progress.json")
         refuse_changes(self.folder, self.config.difference(record["config"]))
-        state = torch.load(found / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.helpers.load_state_dict(state.get("helpers", {}))
         torch.set_rng_state(state["random"].cpu())
-        self.progress = Progress(**record["progress"])
+        self.progress = RunProgress(**record["progress"])
 
 
 def process_state() -> PartialState:
@@ -379,9 +306,3 @@ def process_state() -> PartialState:
     if state.num_processes > 1:  # threads that still run when the interpreter ends would abort it
         atexit.register(state.destroy_process_group)
     return state
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The folder of the last complete checkpoint of a run, if there is one."""
-    found = [Path(folder) / name for name in ("checkpoint", "checkpoint.old")]
-    return next((path for path in found if (path / "progress.json").exists()), None)

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from ..model.modeling_lam import LAMModel
 from ..scoring.pooling import mean_pool
 
 
@@ -25,7 +26,8 @@ def distillation_losses(
     for student, teacher in zip(student_states[1:], teacher_states[1:], strict=True):
         teacher = teacher.float()
         hidden.append(F.mse_loss(student.float(), teacher) / teacher.var())
-    ours, theirs = mean_pool(student_states[-1]), mean_pool(teacher_states[-1])
+    ours = mean_pool(student_states[-1])
+    theirs = mean_pool(teacher_states[-1])
     return {
         "hidden": torch.stack(hidden).mean(),
         "embedding": (1 - (ours * theirs).sum(-1)).mean(),
@@ -38,7 +40,9 @@ def similarity_loss(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return _off_diagonal(ours - theirs).square().mean() if len(ours) > 1 else (ours - theirs).square().sum()
 
 
-def structure_loss(ours: torch.Tensor, theirs: torch.Tensor, temperature: float, teacher_temperature: float):
+def structure_loss(
+    ours: torch.Tensor, theirs: torch.Tensor, temperature: float, teacher_temperature: float
+) -> torch.Tensor:
     """How differently student and teacher spread each text's similarity over the other texts of the batch.
 
     The mean over the rows of KL(softmax(theirs / teacher_temperature) || softmax(ours / temperature)), diagonals left
@@ -62,7 +66,8 @@ def margin_loss(ours: torch.Tensor, theirs: torch.Tensor, margin: float) -> torc
     Args:
         ours, theirs: [B, B] cosine similarities of student and teacher, B > 1.
     """
-    ours, theirs = _off_diagonal(ours), _off_diagonal(theirs)
+    ours = _off_diagonal(ours)
+    theirs = _off_diagonal(theirs)
     nearest, place = theirs.max(dim=-1, keepdim=True)
     wanted = (nearest - theirs).clamp(max=margin)
     return F.relu(wanted - (ours.gather(-1, place) - ours)).mean()
@@ -74,7 +79,7 @@ def _off_diagonal(x: torch.Tensor) -> torch.Tensor:
     return x.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
-def orthogonality_loss(model) -> torch.Tensor:
+def orthogonality_loss(model: LAMModel) -> torch.Tensor:
     """Mean squared deviation of W W' from the identity over the query and key projections of each memory head.
 
     Rows are normalised first, so that only their directions count: keys of one head that point the same way overwrite

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ..io.files import find_files, read_records
 from .data import normalise
@@ -27,7 +30,7 @@ FIELDS = (
 
 
 @dataclass
-class Source:
+class PairSource:
     """One source of pairs.
 
     Attributes:
@@ -36,8 +39,8 @@ class Source:
         labels: label -> score, for records whose `label` says how alike a pair is (entailment: 1, neutral: 0.5).
         highest_score: the score of two texts that mean the same, 5 in STS-B; None: the highest that the source has. The
             scores of the rows are divided by it.
-        max_records: at most so many, chosen at random.
-        hard_negatives: so many negatives for each pair, mined with the model before the stage.
+        max_records: number of records at most, chosen at random.
+        hard_negatives: number of negatives of each pair, mined with the model before the stage.
         word_dropout: one more copy of each record, with this share of the words of its anchor left out.
         keep_overlap: keep all records, also those that share a sentence with an evaluation set, and duplicates. Only
             for official train splits.
@@ -52,22 +55,24 @@ class Source:
     word_dropout: float = 0.0
     keep_overlap: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.name = self.name or Path(self.path).name.split(".")[0]
 
 
-def texts_of(row: dict) -> list[str]:
+def texts_of(row: dict[str, Any]) -> list[str]:
+    """The texts of a row, without its score."""
     return [value for name, value in row.items() if name != "score"]
 
 
-def _rows_of(record: dict, labels: dict[str, float] | None) -> Iterator[dict | str]:
+def _rows_of(record: dict[str, Any], labels: dict[str, float] | None) -> Iterator[dict[str, Any] | str]:
     """The rows of a record, or why there is none: scored pairs (with `score`), else pairs or triplets."""
     fields = next((f for f in FIELDS if record.get(f[0]) is not None and record.get(f[1]) is not None), None)
     if fields is None:
         yield "missing fields"
         return
     first, second, lists = fields
-    anchor, positives = record[first], record[second]
+    anchor = record[first]
+    positives = record[second]
     if isinstance(positives, list):
         positives = [" ".join(map(str, positives))] if lists == "parts" else positives
     else:
@@ -101,13 +106,13 @@ def _rows_of(record: dict, labels: dict[str, float] | None) -> Iterator[dict | s
 
 
 def read_source(
-    source: Source,
-    tokenizer,
+    source: PairSource,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     exclude: frozenset[str] = frozenset(),
     seed: int = 0,
     root: Path = Path(),
-) -> tuple[list[dict], Counter]:
+) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The rows of a source, texts cut at `max_length` tokens, and counts of what was kept and dropped, by reason.
 
     The source's path may be relative to `root`.
@@ -117,8 +122,8 @@ def read_source(
 
     Raises ValueError if nothing is left.
     """
-    rows: list[dict] = []
-    counts: Counter = Counter()
+    rows: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
     seen: set[int] = set()
     names: set[str] = set()
     for path in find_files([root / source.path]):
@@ -154,7 +159,9 @@ def read_source(
     return rows, counts
 
 
-def _reason(row: dict, rows: list[dict], seen: set, exclude: frozenset[str], keep_overlap: bool) -> str | None:
+def _reason(
+    row: dict[str, Any], rows: list[dict[str, Any]], seen: set[int], exclude: frozenset[str], keep_overlap: bool
+) -> str | None:
     """Why a row is not taken, or that it is although it overlaps; None for a plain row."""
     if rows and row.keys() != rows[0].keys():
         return "other fields"
@@ -168,7 +175,7 @@ def _reason(row: dict, rows: list[dict], seen: set, exclude: frozenset[str], kee
     return None
 
 
-def _cut(rows: list[dict], tokenizer, max_length: int) -> list[dict]:
+def _cut(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
     """The rows with every text cut after `max_length` tokens, special ones included."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     for name, texts in columns.items():
@@ -177,7 +184,7 @@ def _cut(rows: list[dict], tokenizer, max_length: int) -> list[dict]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def cut_texts(texts: list[str], tokenizer, max_length: int) -> list[str]:
+def cut_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
     """Texts cut after `max_length` tokens, special ones included."""
     # No token is longer than its text: shorter ones need no look.
     long = [i for i, text in enumerate(texts) if len(text) + 2 > max_length]
@@ -193,14 +200,14 @@ def cut_texts(texts: list[str], tokenizer, max_length: int) -> list[str]:
     return texts
 
 
-def _dropped_words(row: dict, share: float, pick: random.Random) -> dict:
+def _dropped_words(row: dict[str, Any], share: float, pick: random.Random) -> dict[str, Any]:
     first = next(iter(row))
     words = row[first].split()
     kept = [word for word in words if pick.random() >= share] or words
     return row | {first: " ".join(kept)}
 
 
-def write_report(folder: Path, counts: dict[str, Counter], sources: list[Source], excluded: int) -> None:
+def write_report(folder: Path, counts: dict[str, Counter[str]], sources: list[PairSource], excluded: int) -> None:
     """`folder`/data.json: what each source gave, what was dropped and why."""
     record = {
         "excluded_sentences": excluded,

@@ -1,11 +1,12 @@
 """Pictures of training runs: loss and dev score from log.jsonl."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
-def read_log(folder: Path) -> tuple[dict[int, dict], dict[int, dict]]:
+def read_log(folder: Path) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
     """Records of updates and of validations by step; of a step that was repeated after a resume, the last.
 
     Raises FileNotFoundError if the folder has no log.
@@ -13,8 +14,8 @@ def read_log(folder: Path) -> tuple[dict[int, dict], dict[int, dict]]:
     path = Path(folder) / "log.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no log.jsonl: name the folder of a training run.")
-    updates: dict[int, dict] = {}
-    scores: dict[int, dict] = {}
+    updates: dict[int, dict[str, Any]] = {}
+    scores: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -53,5 +54,6 @@ def plot_run(folder: Path, path: Path, title: str | None = None) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _columns(records, *without: str) -> Sequence[str]:
+def _columns(records: Iterable[dict[str, Any]], *without: str) -> list[str]:
+    """The names in the records, each once, in their order, without some."""
     return list(dict.fromkeys(name for record in records for name in record if name not in without))

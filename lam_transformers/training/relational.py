@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from ..scoring.pooling import embed_texts, packed_mean_pool
 from .cache import EmbeddingCache, Teacher, teacher_embeddings
 from .data import PackedBatches, TokenTable, nearest_groups
-from .loop import RunConfig, TrainingLoop, last_checkpoint, process_state
+from .loop import TrainingLoop, process_state
 from .losses import margin_loss, similarity_loss, structure_loss
+from .trainer import RunConfig
 
-# Texts from which the maps between student and teacher are found.
+# Number of texts by which the maps between student and teacher are fitted.
 FITTED_TEXTS = 4096
 
 
@@ -25,12 +26,12 @@ class RelationalConfig(RunConfig):
     """What decides a run of relational distillation.
 
     Attributes:
-        teachers: name, weight and prompt of each, see `Teacher`. Several teach as one: their embeddings stand behind
-            each other, scaled so that a cosine is the weighted mean of theirs.
+        teachers: name, weight and prompt of each, see `Teacher`. Several teach as one: their embeddings are
+            concatenated, scaled so that a cosine is the weighted mean of theirs.
         group_size, max_texts: see `PackedBatches`. A part of the texts, seen in several epochs, needs fewer embeddings
             of the teacher.
         neighbours: make the groups of texts that are near for the first teacher, see `nearest_groups`, not of texts
-            that stand behind each other.
+            that follow each other.
         structure_weight, temperature, teacher_temperature: see `structure_loss`.
         similarity_weight: see `similarity_loss`.
         margin_weight, margin: see `margin_loss`.
@@ -63,7 +64,7 @@ class RelationalConfig(RunConfig):
     dimensions: list[int] = field(default_factory=list)
     teacher_bf16: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.projection not in ("linear", "reduce", "none"):
             raise ValueError(f"projection must be linear, reduce or none, got {self.projection!r}.")
@@ -71,45 +72,65 @@ class RelationalConfig(RunConfig):
             raise ValueError("relational distillation needs at least one teacher.")
 
 
+class TeacherRows(NamedTuple):
+    """The embeddings of one teacher for the texts of a table.
+
+    Attributes:
+        scale: root of the teacher's share of a cosine.
+        cache: the embeddings.
+        places: [texts of the table], the row of each text in the cache; -1 for texts that the run does not read.
+    """
+
+    scale: float
+    cache: EmbeddingCache
+    places: np.ndarray
+
+
 class RelationalDistiller(TrainingLoop):
     """A run of relational distillation.
 
     Args:
-        student: a `LAMModel`; trained in place.
-        tokenizer: the student's. A teacher may have any other.
         table: the training texts, with the texts kept (`tokenize_texts(keep_texts=True)`).
-        cache_folder: where the teachers' embeddings are kept; those that this run needs and lacks are computed first.
-        progress: called with a teacher's name and its texts; returns what `EmbeddingCache.fill` calls.
-        config, folder, dev_file, options: see `TrainingLoop`.
+        arguments: those of `Trainer`. A teacher may have another tokenizer than the student. The embeddings of the
+            teachers are kept in `cache_folder`.
 
     Raises:
-        ValueError: if a teacher does not load, or its width does not fit `projection`.
+        ValueError: by `prepare`, if a teacher does not load, or its width does not fit `projection`.
     """
 
     config: RelationalConfig
 
-    def __init__(
-        self, student, tokenizer, table: TokenTable, config: RelationalConfig, folder, dev_file, cache_folder,
-        progress=None, **options,
-    ):  # fmt: skip
+    def __init__(self, *, table: TokenTable, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.table = table
+        config = self.config
         self.batches = PackedBatches(table, config.tokens_per_batch, config.seed, config.group_size, config.max_texts)
-        teachers = [Teacher(**teacher) for teacher in config.teachers]
-        total = sum(teacher.weight for teacher in teachers)
-        rows = self._rows_of_run(config)
-        texts = [table.text(i) for i in rows]
-        self.sources: list[tuple[float, EmbeddingCache, np.ndarray]] = []
-        for teacher in teachers:
-            advance = None if progress is None else progress(f"Embedding by {Path(teacher.name).name}", len(texts))
-            cache, found = teacher_embeddings(teacher, texts, cache_folder, config.teacher_bf16, advance)
-            places = np.full(len(table), -1)
-            places[rows] = found
-            self.sources.append((math.sqrt(teacher.weight / total), cache, places))
+
+    def _prepare(self) -> None:
+        config = self.config
+        rows = self._rows_of_run()
+        self.teachers = self._embedded(rows)
         if config.neighbours:
-            _, cache, places = self.sources[0]
-            self.batches.regroup(rows[nearest_groups(cache.rows(places[rows]), config.group_size, config.seed)])
-        fresh = last_checkpoint(folder) is None
-        self.projection = self._projection(student, tokenizer, table, rows, config.projection, fresh)
-        super().__init__(student, tokenizer, config, folder, dev_file, nn.ModuleList([self.projection]), **options)
+            first = self.teachers[0]
+            embeddings = first.cache.rows(first.places[rows])
+            self.batches.regroup(rows[nearest_groups(embeddings, config.group_size, config.seed)])
+        self.projection = self._projection(rows)
+        self.helpers = nn.ModuleList([self.projection])
+        super()._prepare()
+
+    def _embedded(self, rows: np.ndarray) -> list[TeacherRows]:
+        """The teachers with their embeddings of these rows of the table, which are computed where they are missing."""
+        teachers = [Teacher(**teacher) for teacher in self.config.teachers]
+        total = sum(teacher.weight for teacher in teachers)
+        texts = [self.table.text(i) for i in rows]
+        embedded = []
+        for teacher in teachers:
+            advance = self._shown(f"Embedding by {Path(teacher.name).name}", len(texts))
+            cache, kept = teacher_embeddings(teacher, texts, self.cache_folder, self.config.teacher_bf16, advance)
+            places = np.full(len(self.table), -1)
+            places[rows] = kept
+            embedded.append(TeacherRows(math.sqrt(teacher.weight / total), cache, places))
+        return embedded
 
     def _joined(self, rows: np.ndarray) -> torch.Tensor:
         """The teachers' embeddings of these rows of the table, [N, sum of the widths], L2-normalised.
@@ -117,22 +138,24 @@ class RelationalDistiller(TrainingLoop):
         Teacher i's are scaled by sqrt(weight_i / sum of the weights), so that products of rows are the weighted mean of
         the teachers' cosines.
         """
-        parts = [torch.from_numpy(cache.rows(places[rows])) * scale for scale, cache, places in self.sources]
+        parts = [torch.from_numpy(one.cache.rows(one.places[rows])) * one.scale for one in self.teachers]
         return torch.cat(parts, dim=1)
 
-    def _rows_of_run(self, config: RelationalConfig) -> np.ndarray:
-        """The texts that the batches of the run hold."""
-        seen = np.zeros(len(self.batches.table), dtype=bool)
-        batches = config.steps * process_state().num_processes
+    def _rows_of_run(self) -> np.ndarray:
+        """The texts that the batches of the run hold, as rows of the table."""
+        seen = np.zeros(len(self.table), dtype=bool)
+        batches = self.config.steps * process_state().num_processes
         for index in range(min(batches, self.batches.batches_per_epoch)):
             seen[self.batches.rows(index)] = True
         return np.flatnonzero(seen)
 
-    def _projection(self, student, tokenizer, table, rows, kind, fresh) -> nn.Module:
+    def _projection(self, rows: np.ndarray) -> nn.Module:
         """The map that makes embeddings comparable: of the student's ("linear") or of the teachers' ("reduce")."""
-        ours, theirs = student.config.hidden_size, sum(cache.dimensions for _, cache, _ in self.sources)
-        what = "The teacher is" if len(self.sources) == 1 else "The teachers together are"
-        if kind == "none" and (ours != theirs or len(self.sources) > 1):
+        kind = self.config.projection
+        ours = self.student.config.hidden_size
+        theirs = sum(one.cache.dimensions for one in self.teachers)
+        what = "The teacher is" if len(self.teachers) == 1 else "The teachers together are"
+        if kind == "none" and (ours != theirs or len(self.teachers) > 1):
             raise ValueError(f"{what} {theirs} wide, the student {ours}: choose projection linear or reduce, not none.")
         if kind == "none":
             return nn.Identity()
@@ -140,16 +163,19 @@ class RelationalDistiller(TrainingLoop):
             raise ValueError(f"{what} {theirs} wide, which cannot be reduced to {ours}; choose projection linear.")
         layer = nn.Linear(ours, theirs, bias=False) if kind == "linear" else nn.Linear(theirs, ours, bias=False)
         layer.requires_grad_(kind == "linear")
-        if fresh:
+        if self.checkpoint is None:  # else the checkpoint has it
             chosen = rows[np.linspace(0, len(rows) - 1, min(FITTED_TEXTS, len(rows))).astype(int)]
-            x = torch.from_numpy(embed_texts(student.eval(), tokenizer, [table.text(i) for i in chosen]))
+            texts = [self.table.text(i) for i in chosen]
+            x = torch.from_numpy(embed_texts(self.student.eval(), self.tokenizer, texts))
             y = self._joined(chosen)
             with torch.no_grad():
                 layer.weight.copy_(_fitted(x, y) if kind == "linear" else _reduction(x, y))
         return layer
 
-    def batch_losses(self, index):
-        config, device = self.config, self.accelerator.device
+    def batch_losses(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        """See `TrainingLoop`; the parts are structure, similarity, margin and embedding."""
+        config = self.config
+        device = self.accelerator.device
         rows, ids, bounds = self.batches[index]
         cu_seqlens = torch.from_numpy(bounds).to(device)
         states = self.student(input_ids=torch.from_numpy(ids).to(device).unsqueeze(0), cu_seq_lens_q=cu_seqlens)
@@ -159,30 +185,33 @@ class RelationalDistiller(TrainingLoop):
         loss = sum(getattr(config, f"{name}_weight") * x for name, x in parts.items())
         return loss, parts, len(ids)
 
-    def _losses(self, ours, theirs) -> dict[str, torch.Tensor]:
+    def _losses(self, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, torch.Tensor]:
         """ours [B, D], theirs [B, D of the teachers], both L2-normalised -> the losses by name."""
         config = self.config
         target = theirs @ theirs.T
-        found = []
+        by_size = []
         for size in config.dimensions or [ours.shape[1]]:
             cut = F.normalize(ours[:, :size], dim=-1)
             similarity = cut @ cut.T
-            found.append(
+            by_size.append(
                 {
                     "structure": structure_loss(similarity, target, config.temperature, config.teacher_temperature),
                     "similarity": similarity_loss(similarity, target),
                     "margin": margin_loss(similarity, target, config.margin),
                 }
             )
-        losses = {name: torch.stack([x[name] for x in found]).mean() for name in found[0]}
-        linear = config.projection == "linear"
-        mapped = (self.projection(ours), theirs) if linear else (ours, self.projection(theirs))
-        return losses | {"embedding": (1 - F.cosine_similarity(*mapped, dim=-1)).mean()}
+        losses = {name: torch.stack([x[name] for x in by_size]).mean() for name in by_size[0]}
+        if config.projection == "linear":
+            cosine = F.cosine_similarity(self.projection(ours), theirs, dim=-1)
+        else:
+            cosine = F.cosine_similarity(ours, self.projection(theirs), dim=-1)
+        return losses | {"embedding": (1 - cosine).mean()}
 
 
 def _fitted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The weight W [E, D] for which W x is nearest y: x [N, D], y [N, E]; a little ridge for small N."""
-    x, y = x.double(), y.double()
+    x = x.double()
+    y = y.double()
     gram = x.T @ x
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     return torch.linalg.solve(gram + ridge, x.T @ y).T.float()
@@ -194,12 +223,8 @@ def _reduction(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     x is [N, D]. The rows span the D first principal directions of y (not centred: similarities are not); the rotation
     among them is that of the orthogonal Procrustes problem (Schoenemann 1966).
     """
-    x, y = x.double(), y.double()
+    x = x.double()
+    y = y.double()
     directions = torch.linalg.eigh(y.T @ y).eigenvectors[:, -x.shape[1] :]  # [E, D]
     left, _, right = torch.linalg.svd((y @ directions).T @ x)
     return (directions @ left @ right).T.float()
-
-
-def default_cache(folder: Path) -> Path:
-    """Where a run keeps its teachers' embeddings unless it is told otherwise."""
-    return Path(folder) / "teachers"

@@ -1,6 +1,10 @@
 """What came of a recipe: scores of the model and its baselines in one harness, the model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..io.loading import load_sentence_transformer
 from ..io.results import write_result
@@ -9,11 +13,23 @@ from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..scoring.retrieval import evaluate_retrieval
 from ..scoring.sts import evaluate_sts
+from .recipe import Recipe, Stage
+from .trainer import RunProgress, Show
 
 RESAMPLES = 1000
 
 
-def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> list[dict]:
+class FinishedStage(NamedTuple):
+    """A stage of a recipe that was run, the folder of its run, and where it ended."""
+
+    stage: Stage
+    folder: Path
+    progress: RunProgress
+
+
+def evaluate_models(
+    recipe: Recipe, model: Path, data: Path, path: Path, show: Show | None = None
+) -> list[dict[str, Any]]:
     """Scores of a model folder and of the recipe's baselines, also written to `path`.
 
     Every model encodes through sentence-transformers as it comes (its own pooling and longest text). STS with 95 %
@@ -25,10 +41,10 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
         advance = None if show is None else show(f"Evaluating {Path(name).name}", tasks)
         encoder = load_sentence_transformer(name)
 
-        def encode(texts, encoder=encoder):
+        def encode(texts: Sequence[str], encoder: Any = encoder) -> np.ndarray:
             return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
 
-        row: dict = {"model": Path(name).name, "sts": {}, "retrieval": {}}
+        row: dict[str, Any] = {"model": Path(name).name, "sts": {}, "retrieval": {}}
         for task, file in recipe.sts.items():
             sizes = [size for size in recipe.dimensions if size < encoder.get_embedding_dimension()]
             row["sts"][task] = evaluate_sts(encode, data / file, sizes, RESAMPLES)
@@ -43,16 +59,16 @@ def evaluate_models(recipe, model: Path, data: Path, path: Path, show=None) -> l
     return rows
 
 
-def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
+def model_card(recipe: Recipe, model: Path, done: Sequence[FinishedStage], results: Sequence[dict[str, Any]]) -> str:
     """The card of a model folder, from the template recipes/model_card.md.j2.
 
     Args:
         recipe: whose stages were run.
         model: the model folder.
-        done: stage, folder and `Progress` of each stage.
+        done: the stages that were run.
         results: of `evaluate_models`.
     """
-    used = [source for stage, _, _ in done for source in stage.settings.get("sources", [])]
+    used = [source for one in done for source in one.stage.settings.get("sources", [])]
     weights = " + ".join(f"{share:g} x {name}" for name, share in recipe.average.items()).replace("+ -", "- ")
     return render(
         Path(__file__).parent / "recipes" / "model_card.md.j2",
@@ -69,12 +85,12 @@ def model_card(recipe, model: Path, done: list, results: list[dict]) -> str:
     )
 
 
-def _percent(score: dict, name: str) -> str:
+def _percent(score: dict[str, Any], name: str) -> str:
     low, high = score[f"{name}_interval"]
     return f"{100 * score[name]:.2f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _similarity_rows(results: list[dict], task: str) -> list[tuple[str, str, str]]:
+def _similarity_rows(results: Sequence[dict[str, Any]], task: str) -> list[tuple[str, str, str]]:
     """Model, Pearson and Spearman correlation of each model, and of its first dimensions where they were measured."""
     rows = []
     for row in results:
@@ -86,7 +102,7 @@ def _similarity_rows(results: list[dict], task: str) -> list[tuple[str, str, str
     return rows
 
 
-def _retrieval_rows(results: list[dict]) -> list[dict]:
+def _retrieval_rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each model with its nDCG@10 by task; empty where there is no retrieval task."""
     return [
         {"model": row["model"], "ndcg": {task: f"{x['ndcg@10']:.4f}" for task, x in row["retrieval"].items()}}
@@ -95,7 +111,7 @@ def _retrieval_rows(results: list[dict]) -> list[dict]:
     ]
 
 
-def _stage_row(stage, progress) -> tuple[str, ...]:
+def _stage_row(stage: Stage, progress: RunProgress) -> tuple[str, ...]:
     """Name, teachers, updates, tokens and best dev score of a stage."""
     teachers = {
         "distill": [stage.teacher],
@@ -111,7 +127,7 @@ def _stage_row(stage, progress) -> tuple[str, ...]:
     )
 
 
-def _source_rows(done: list) -> list[tuple[str, ...]]:
+def _source_rows(done: Sequence[FinishedStage]) -> list[tuple[str, ...]]:
     """Sources of each stage with their counts, from data.json of its folder."""
     rows: list[tuple[str, ...]] = []
     for stage, folder, _ in done:

@@ -102,7 +102,16 @@ def retrain_ablations(
             if name != FULL:
                 student = without(student, name)
             with ablated_rule(name):
-                distiller = Distiller(student, teacher, encoder.tokenizer, table, config, folder, dev)
+                distiller = Distiller(
+                    student=student,
+                    tokenizer=encoder.tokenizer,
+                    config=config,
+                    folder=folder,
+                    dev_file=dev,
+                    teacher=teacher,
+                    table=table,
+                )
+                distiller.prepare()
                 if name != FULL:
                     keep_off(student, name)
                 say(f"{name}, seed {seed}: {steps} updates")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import lzma
 import os
 import random
 import subprocess
@@ -27,8 +26,8 @@ from lam_transformers.training.at_scale.student import Student
 from lam_transformers.training.at_scale.teachers import vocabulary_map, write_teachers
 from lam_transformers.training.at_scale.texts import Pool, say
 
-from ..conftest import WORDS
 from ..helpers import assert_close_rms, random_ids
+from .conftest import sentence, write_records
 
 SIZES = {
     "hidden_size": 64,
@@ -63,17 +62,13 @@ class Writer:
         self.random = random.Random(0)
 
     def sentence(self, words: int = 10) -> str:
-        return " ".join(self.random.choices(WORDS, k=words)).capitalize() + "."
+        return sentence(self.random, words).capitalize() + "."
 
     def text(self, sentences: int) -> str:
         return " ".join(self.sentence() for _ in range(sentences))
 
     def write(self, name: str, rows: list[dict]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = lzma.open if name.endswith(".xz") else gzip.open
-        with opened(path, "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_records(self.folder / name, rows)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +76,8 @@ def data(tmp_path_factory) -> Path:
     """A data folder with every file that the pool reads."""
     folder = tmp_path_factory.mktemp("data")
     w = Writer(folder)
-    sentence, text = w.sentence, w.text
+    sentence = w.sentence
+    text = w.text
     for name in ("stsb_dev", "stsb_test", "sickr_dev", "stsb_train"):
         rows = [{"sentence1": sentence(), "sentence2": sentence(), "score": i % 6} for i in range(40)]
         if name == "stsb_dev":
@@ -203,9 +199,9 @@ def run(pool, teachers, base, tmp_path):
 
 
 def test_the_pool_keeps_evaluation_sentences_out(pool, data, tokenizer):
-    found = Pool(pool, torch.device("cpu"))
-    assert len(found) > 300
-    texts = found.texts
+    read = Pool(pool, torch.device("cpu"))
+    assert len(read) > 300
+    texts = read.texts
     decoded = {
         letters_and_digits(tokenizer.decode(texts.flat[start : start + length], skip_special_tokens=True))
         for start, length in zip(texts.offsets.tolist(), texts.cpu_lengths.tolist(), strict=True)
@@ -215,7 +211,7 @@ def test_the_pool_keeps_evaluation_sentences_out(pool, data, tokenizer):
     with gzip.open(data / "text/wiki_textbooks.jsonl.gz", "rt") as file:
         allowed = [json.loads(line)["text"] for line in file][:40]
     assert {letters_and_digits(text) for text in allowed} <= decoded
-    assert len(decoded) > 0.9 * len(found)  # the toy tokenizer makes a few alike
+    assert len(decoded) > 0.9 * len(read)  # the toy tokenizer makes a few alike
     with np.load(pool / "dev.npz") as file:
         assert {"stsb_dev.a.ids", "cisi.qrels", "arxiv.docs.lengths", "beam.qgroup"} <= set(file.files)
         assert file["beam.qrels"].tolist() == [[0, 1, 1], [0, 2, 1], [1, 13, 1], [1, 14, 1]]

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("scipy", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
 
-from accelerate.state import AcceleratorState
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 
 from lam_transformers import LAMEncoder, LAMModel
@@ -19,47 +19,41 @@ from lam_transformers.checkpoints.export import export_model
 from lam_transformers.scoring.sts import evaluate_sts
 from lam_transformers.training import finetune
 from lam_transformers.training.data import normalise
-from lam_transformers.training.finetune import FinetuneConfig, Finetuner, RetentionLoss, ScoredPairsLoss, encoder_of
+from lam_transformers.training.finetune import (
+    FinetuneConfig,
+    Finetuner,
+    RetentionLoss,
+    ScoredPairsLoss,
+    encoder_of,
+    load_student,
+)
 from lam_transformers.training.losses import orthogonality_loss
-from lam_transformers.training.pairs import Source, cut_texts, read_source
+from lam_transformers.training.pairs import PairSource, cut_texts, read_source
 
-from ..conftest import WORDS
 from ..helpers import assert_close_rms
-
-
-def write(path, records):
-    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in records) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def sentence(pick, words=6):
-    return " ".join(pick.choices(WORDS, k=words))
+from .conftest import read_log, scored_pairs, sentence, write_records
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Files of scored pairs, triplets, questions with answers, and texts."""
-    pick, folder = random.Random(0), tmp_path_factory.mktemp("data")
-    scored = []
-    for _ in range(60):
-        words = sentence(pick).split()
-        shared = pick.randint(0, 6)
-        other = words[:shared] + sentence(pick, 6 - shared).split()
-        scored.append({"sentence1": " ".join(words), "sentence2": " ".join(other), "score": shared})
-    write(folder / "scored.jsonl", scored[:40])
-    write(folder / "dev.jsonl", scored[40:])
+    pick = random.Random(0)
+    folder = tmp_path_factory.mktemp("data")
+    scored = list(scored_pairs(pick, 60))
+    write_records(folder / "scored.jsonl", scored[:40])
+    write_records(folder / "dev.jsonl", scored[40:])
     anchors = [sentence(pick) for _ in range(40)]
     triplets = [{"anchor": a, "positive": a[: len(a) // 2], "negative": sentence(pick)} for a in anchors]
-    write(folder / "triplets.jsonl", triplets)
+    write_records(folder / "triplets.jsonl", triplets)
     questions = [{"question": sentence(pick), "answer": sentence(pick), "label": 1} for _ in range(40)]
-    write(folder / "questions.jsonl", questions)
-    write(folder / "texts.jsonl", [{"text": sentence(pick, pick.randint(3, 9))} for _ in range(90)])
+    write_records(folder / "questions.jsonl", questions)
+    write_records(folder / "texts.jsonl", [{"text": sentence(pick, pick.randint(3, 9))} for _ in range(90)])
     return folder
 
 
 def test_records_of_every_layout_become_rows(tmp_path, tokenizer):
     def rows(records, **options):
-        return read_source(Source(write(tmp_path / "x.jsonl", records), **options), tokenizer, 20)
+        return read_source(PairSource(str(write_records(tmp_path / "x.jsonl", records)), **options), tokenizer, 20)
 
     got, counts = rows(
         [
@@ -100,21 +94,22 @@ def test_rows_that_share_a_sentence_with_an_evaluation_set_are_dropped_unless_ke
     records = [
         {"sentence1": "The dog", "sentence2": x, "score": 1} for x in ("a cat", "A street!", "a house", "a house")
     ]
-    path, exclude = write(tmp_path / "x.jsonl", records), frozenset([normalise("a street")])
-    rows, counts = read_source(Source(path), tokenizer, 20, exclude)
+    path = str(write_records(tmp_path / "x.jsonl", records))
+    exclude = frozenset([normalise("a street")])
+    rows, counts = read_source(PairSource(path), tokenizer, 20, exclude)
     assert [row["sentence2"] for row in rows] == ["a cat", "a house"]
     assert (counts["in evaluation"], counts["duplicate"]) == (1, 1)
-    rows, counts = read_source(Source(path, keep_overlap=True), tokenizer, 20, exclude)
+    rows, counts = read_source(PairSource(path, keep_overlap=True), tokenizer, 20, exclude)
     assert len(rows) == 4
     assert counts == {"overlap kept": 1, "kept": 4}
 
 
 def test_rows_are_cut_sampled_and_copied_with_words_left_out(folder, tokenizer):
     path = str(folder / "scored.jsonl")
-    rows, counts = read_source(Source(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)
+    rows, counts = read_source(PairSource(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)
     assert (len(rows), counts["kept"], counts["over max_records"]) == (20, 10, 30)
     assert all(len(tokenizer(row["sentence1"])["input_ids"]) <= 5 for row in rows)
-    assert rows == read_source(Source(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)[0]
+    assert rows == read_source(PairSource(path, max_records=10, word_dropout=0.5), tokenizer, 5, seed=3)[0]
     for row, copy in zip(rows[:10], rows[10:], strict=True):
         assert copy["sentence2"] == row["sentence2"]
         assert set(copy["sentence1"].split()) <= set(row["sentence1"].split())
@@ -183,12 +178,21 @@ def test_retention_is_distance_and_similarity_structure(make_model, tokenizer):
     assert RetentionLoss(encoder, 3.0, 5.0)([features], before).item() == pytest.approx(want.item(), rel=1e-4)
 
 
+def finetuner(start, data, settings, **options):
+    """A run from a model folder, prepared."""
+    student, tokenizer = load_student(start)
+    options |= {"config": FinetuneConfig(**settings), "dev_file": data / "dev.jsonl", "data": data}
+    run = Finetuner(student=student, tokenizer=tokenizer, **options)
+    run.prepare()
+    return run
+
+
 @pytest.fixture
-def make_run(folder, tiny_folder, tmp_path):
+def make_run(folder, tiny_folder, tmp_path, fresh_accelerator):
     """A new run, or with the same folder the continuation of one, as a new process would make it."""
 
     def make(name, exclude=(), **changes):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        fresh_accelerator()
         torch.manual_seed(0)
         settings = {
             "steps": 8, "warmup_steps": 2, "decay_steps": 2, "learning_rate": 1e-3, "batch_size": 8, "bf16": False,
@@ -196,13 +200,11 @@ def make_run(folder, tiny_folder, tmp_path):
             "retention_text": ["texts.jsonl"],
             "sources": [{"path": f"{name}.jsonl"} for name in ("scored", "triplets", "questions")],
         } | changes  # fmt: skip
-        config = FinetuneConfig(**settings)
-        return Finetuner(
-            tiny_folder, config, tmp_path / name, folder / "dev.jsonl", folder, exclude, tmp_path / "cache"
+        return finetuner(
+            tiny_folder, folder, settings, folder=tmp_path / name, exclude=exclude, cache_folder=tmp_path / "cache"
         )
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make
 
 
 def weights(run) -> dict:
@@ -230,13 +232,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_run, bf16):
 
 def test_only_the_memories_move_unless_asked_and_the_scores_are_learnt(make_run, tiny_model, folder):
     run = make_run("run", steps=40, decay_steps=20, learning_rate=3e-3, sources=make_run("x").config.sources[:1])
-    before, start = weights(run), evaluate_sts(run._encode, folder / "scored.jsonl")
+    before = weights(run)
+    start = evaluate_sts(run._encode, folder / "scored.jsonl")
     run.run(evaluate_every=5)
     end = evaluate_sts(run._encode, folder / "scored.jsonl")
     assert end["pearson"] > start["pearson"] + 0.005  # the start knows shared words already: 0.92
     changed = {name for name, x in weights(run).items() if not torch.equal(x, before[name])}
     assert changed == {name for name in before if ".memory." in name}
-    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    log = read_log(run.folder)
     scores = [record["dev_pearson"] for record in log if "dev_pearson" in record]
     assert len(scores) == 8
     assert max(scores) == run.progress.best_score
@@ -271,25 +274,39 @@ def test_the_best_folder_is_a_model_folder(make_run, tmp_path):
 def test_hard_negatives_are_mined_once_with_the_model_before_the_stage(make_run, folder, monkeypatch):
     sources = [{"path": str(folder / "questions.jsonl"), "hard_negatives": 2}]
     run = make_run("run", sources=sources, retention_texts=0)
-    mined = run.data["questions"]
+    mined = run.datasets["questions"]
     assert mined.column_names == ["anchor", "positive", "negative_1", "negative_2"]
     positives = dict(zip(mined["anchor"], mined["positive"], strict=True))
     assert all(row["negative_1"] != positives[row["anchor"]] for row in mined)
     assert run.run(evaluate_every=100, stop_after=2).step == 2
     monkeypatch.setattr(finetune, "mine_hard_negatives", None)
     again = make_run("run", sources=sources, retention_texts=0)
-    assert again.data["questions"].to_list() == mined.to_list()
+    assert again.datasets["questions"].to_list() == mined.to_list()
     assert again.run(evaluate_every=100).step == 8
 
 
-def test_retention_texts_are_embedded_once_without_those_of_the_evaluation(make_run, folder, monkeypatch):
+def test_retention_texts_are_those_outside_the_evaluation_and_embedded_once(make_run, folder, tmp_path, monkeypatch):
     texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
-    run = make_run("run", exclude=[folder / "texts.jsonl"], retention_texts=90, sources=make_run("x").config.sources)
-    assert len(run.data["retention"]) == 0 or not set(run.data["retention"]["text"]) & set(texts)
-    run = make_run("other", retention_texts=30)
-    kept = run.data["retention"]
-    assert len(kept) == 30
-    assert np.allclose(kept["label"], run.encoder.encode(list(kept["text"])), atol=2e-3)
+    excluded = write_records(tmp_path / "excluded.jsonl", [{"text": text} for text in texts[::2]])
+    settings = {"retention_texts": 90, "sources": [{"path": "triplets.jsonl"}]}
+    asked = []
+    encode = SentenceTransformer.encode
+
+    def counted(self, block, *args, **kwargs):
+        asked.extend(block)
+        return encode(self, block, *args, **kwargs)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", counted)
+    run = make_run("run", exclude=[excluded], **settings)
+    kept = run.datasets["retention"]
+    assert len(kept) == 45
+    assert set(kept["text"]) == set(texts[1::2])
+    assert sorted(asked) == sorted(kept["text"])  # each text once
+    assert np.allclose(kept["label"], encode(run.encoder, list(kept["text"])), atol=2e-3)
+    asked.clear()
+    again = make_run("another folder", exclude=[excluded], **settings)
+    assert again.datasets["retention"].to_list() == kept.to_list()
+    assert asked == []  # the cache has them all
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_run):
@@ -325,7 +342,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(make_run, monkeypatch):
 def test_another_model_is_tuned_whole_or_not_at_all(make_run, tiny_bert, folder, tmp_path):
     def tuned(**changes):
         settings = {"steps": 2, "sources": [{"path": "scored.jsonl"}], "bf16": False} | changes
-        return Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+        return finetuner(tiny_bert, folder, settings, folder=tmp_path / "bert")
 
     with pytest.raises(ValueError, match="is no LAM: set train_everything"):
         tuned()
@@ -350,7 +367,7 @@ def test_a_model_that_pads_gets_rows_of_like_length_once_an_epoch(make_run, tiny
         finetune.padding_batches(pairs, batch_size=16, drop_last=False), finetune.NoDuplicatesBatchSampler
     )
     settings = {"steps": 2, "train_everything": True, "sources": [{"path": "scored.jsonl"}], "bf16": False}
-    run = Finetuner(tiny_bert, FinetuneConfig(**settings), tmp_path / "bert", folder / "dev.jsonl", folder)
+    run = finetuner(tiny_bert, folder, settings, folder=tmp_path / "bert")
     assert run.batch_sampler is finetune.padding_batches and run.run().step == 2
 
 

@@ -1,7 +1,7 @@
 """The stage on long texts: passages, targets, resets, the one row of positions that is trained, a run."""
 
-import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("scipy", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
 
-from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer
 
 from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.checkpoints.export import export_model
+from lam_transformers.training import longtext
 from lam_transformers.training.longtext import (
     LongTextConfig,
     LongTextTrainer,
@@ -27,21 +27,23 @@ from lam_transformers.training.longtext import (
 
 from ..conftest import POSITIONS, WORDS
 from ..helpers import assert_close_rms
+from .conftest import read_log, write_records
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Twenty documents, each of a few words of its own."""
-    pick, folder = random.Random(0), tmp_path_factory.mktemp("data")
-    with (folder / "books.jsonl").open("w") as file:
-        for i in range(20):
-            own = pick.sample(WORDS, 6)
-            text = " ".join(pick.choices(own, k=pick.randint(150, 400)))
-            file.write(json.dumps({"_id": f"{i:02d}", "text": f"{text} {i}"}) + "\n")
-    pairs = [
-        {"sentence1": "the dog", "sentence2": x, "score": i} for i, x in enumerate(["a cat", "the dog runs", "dog"])
-    ]
-    (folder / "dev.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    pick = random.Random(0)
+    folder = tmp_path_factory.mktemp("data")
+    books = []
+    for i in range(20):
+        own = pick.sample(WORDS, 6)
+        text = " ".join(pick.choices(own, k=pick.randint(150, 400)))
+        books.append({"_id": f"{i:02d}", "text": f"{text} {i}"})
+    write_records(folder / "books.jsonl", books)
+    second = ("a cat", "the dog runs", "dog")
+    pairs = [{"sentence1": "the dog", "sentence2": text, "score": i} for i, text in enumerate(second)]
+    write_records(folder / "dev.jsonl", pairs)
     return folder
 
 
@@ -78,8 +80,10 @@ def test_chunks_are_the_tokens_of_a_text_and_what_they_came_from(tokenizer):
 
 
 def test_passages_of_a_batch_are_disjoint_pairs_of_one_length():
-    settings, sizes = config(), [30, 9, 12, 40, 4, 25]
-    batches, lengths = PassageBatches(sizes, settings), set()
+    settings = config()
+    sizes = [30, 9, 12, 40, 4, 25]
+    batches = PassageBatches(sizes, settings)
+    lengths = set()
     for index in range(60):
         passages = batches[index]
         assert len(passages) >= 4
@@ -99,15 +103,24 @@ def test_passages_of_a_batch_are_disjoint_pairs_of_one_length():
 
 
 @pytest.fixture
-def make_run(tiny_folder, data, tmp_path):
-    def make(name="run", **changes):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        student, tokenizer = LAMModel.from_pretrained(tiny_folder), AutoTokenizer.from_pretrained(tiny_folder)
-        arguments = (tmp_path / name, data / "dev.jsonl", data, tmp_path / "cache")
-        return LongTextTrainer(student, tokenizer, config(**changes), *arguments)
+def make_run(tiny_folder, data, tmp_path, fresh_accelerator):
+    """A new run, or with the same folder the continuation of one, as a new process would make it."""
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    def make(name="run", **changes):
+        fresh_accelerator()
+        run = LongTextTrainer(
+            student=LAMModel.from_pretrained(tiny_folder),
+            tokenizer=AutoTokenizer.from_pretrained(tiny_folder),
+            config=config(**changes),
+            folder=tmp_path / name,
+            dev_file=data / "dev.jsonl",
+            data=data,
+            cache_folder=tmp_path / "cache",
+        )
+        run.prepare()
+        return run
+
+    return make
 
 
 def test_a_passage_is_embedded_as_the_encoder_does_and_a_reset_forgets(make_run, tiny_folder):
@@ -139,7 +152,8 @@ def test_late_chunks_are_means_over_their_own_tokens_and_are_learnt(make_run):
     run = make_run(steps=30, decay_steps=10, learning_rate=3e-3, chunk_weight=0.0, contrastive_weight=0.0,
                    embedding_weight=0.0, late_weight=10.0, reset_share=0.0)  # fmt: skip
     run.model.eval()
-    passages, size = run.batches[0][:2], run.config.chunk_tokens - 2
+    passages = run.batches[0][:2]
+    size = run.config.chunk_tokens - 2
     rows = [run._ids(passage, run.tables) for passage in passages]
     with torch.no_grad():
         states, ends = run._read(rows)
@@ -165,8 +179,7 @@ def test_a_run_learns_and_only_the_last_position_moves(make_run):
     assert moved == {name for name in before if ".memory." in name} | {table}
     rows = (run.model.state_dict()[table] != before[table]).any(1).nonzero().flatten()
     assert rows.tolist() == [POSITIONS - 1]
-    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    scores = [record for record in log if "dev_same_document" in record]
+    scores = [record for record in read_log(run.folder) if "dev_same_document" in record]
     assert [record["step"] for record in scores] == [15, 30]
     means = [(record["dev_pearson"] + record["dev_same_document"]) / 2 for record in scores]
     assert run.progress.best_score == max(means)
@@ -190,3 +203,10 @@ def test_the_nearest_of_the_same_source():
     embeddings = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [1, 0.05]])
     assert nearest_of_same_source(embeddings, np.array([0, 0, 1, 1, 1])) == 0.4
     assert nearest_of_same_source(embeddings, np.array([0, 0, 1, 1, 0])) == 1.0
+
+
+def test_several_processes_are_refused_before_anything_is_read(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(longtext, "process_state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="one process, got 2: start it without torchrun"):
+        make_run()
+    assert not (tmp_path / "run").exists()

@@ -3,9 +3,7 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from lam_transformers.cli.app import app
 from lam_transformers.training.plots import read_log
 
 RECORDS = [
@@ -30,14 +28,11 @@ def test_a_repeated_step_counts_as_it_was_last(run_folder):
     assert scores[10]["dev_pearson"] == 0.5
 
 
-def test_runs_are_drawn_into_a_folder(run_folder, tmp_path):
+def test_runs_are_drawn_into_a_folder(lam, run_folder, tmp_path):
     pytest.importorskip("matplotlib", reason="the train extra is not installed")
-    result = CliRunner().invoke(app, ["train", "plot", str(run_folder), "--out", str(tmp_path / "docs")])
-    assert result.exit_code == 0, result.output
+    lam("train", "plot", run_folder, "--out", tmp_path / "docs")
     assert (tmp_path / "docs" / "run.png").read_bytes().startswith(b"\x89PNG")
-    nothing = CliRunner().invoke(app, ["train", "plot", str(tmp_path), "--out", str(tmp_path)])
-    assert nothing.exit_code == 1
-    assert "has no log.jsonl" in " ".join(nothing.output.split())
+    assert "has no log.jsonl" in lam("train", "plot", tmp_path, "--out", tmp_path, code=1)
 
 
 def test_the_log_goes_to_tensorboard_too(tmp_path):

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
-from typer.testing import CliRunner
 
 pytest.importorskip("scipy", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
@@ -21,58 +19,27 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from lam_transformers import LAMEncoder, LAMModel
-from lam_transformers.cli.app import app
 from lam_transformers.scoring.statistics import bootstrap_correlations, interval
-from lam_transformers.training import recipe as recipes
+from lam_transformers.training import run as running
 from lam_transformers.training.distill import DistillConfig
 from lam_transformers.training.recipe import build, find_recipe, read_recipe, read_stage
 
-from ..conftest import WORDS
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def lam(*arguments, code=0):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
-
-
-def write(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+from .conftest import scored_pairs, sentence, write_records
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A data folder: texts, pair files, a retrieval set."""
-    pick, folder = random.Random(0), tmp_path_factory.mktemp("data")
-
-    def sentence(words=6):
-        return " ".join(pick.choices(WORDS, k=words))
-
-    def scored(count):
-        for _ in range(count):
-            words, shared = sentence().split(), pick.randint(0, 6)
-            other = words[:shared] + sentence(6 - shared).split()
-            yield {"sentence1": " ".join(words), "sentence2": " ".join(other), "score": shared}
-
-    dev = list(scored(20))
-    write(folder / "sts/dev.jsonl", dev)
-    write(folder / "sts/stsb_train.jsonl", [*scored(30), dev[0]])
-    write(
-        folder / "text/a.jsonl",
-        [{"text": sentence(pick.randint(3, 8))} for _ in range(300)] + [{"text": dev[1]["sentence1"]}],
-    )
-    documents = [{"_id": str(i), "title": "", "text": sentence(12)} for i in range(12)]
-    write(folder / "retrieval/corpus.jsonl", documents)
-    write(
+    pick = random.Random(0)
+    folder = tmp_path_factory.mktemp("data")
+    dev = list(scored_pairs(pick, 20))
+    write_records(folder / "sts/dev.jsonl", dev)
+    write_records(folder / "sts/stsb_train.jsonl", [*scored_pairs(pick, 30), dev[0]])
+    texts = [sentence(pick, pick.randint(3, 8)) for _ in range(300)]
+    write_records(folder / "text/a.jsonl", [{"text": text} for text in [*texts, dev[1]["sentence1"]]])
+    documents = [{"_id": str(i), "title": "", "text": sentence(pick, 12)} for i in range(12)]
+    write_records(folder / "retrieval/corpus.jsonl", documents)
+    write_records(
         folder / "retrieval/queries.jsonl", [{"_id": f"q{i}", "text": d["text"][:20]} for i, d in enumerate(documents)]
     )
     judged = "".join(f"q{i}\t{i}\t1\n" for i in range(12))
@@ -104,7 +71,7 @@ def small_recipe(tiny_bert, tmp_path):
     return tmp_path / "whole.yaml"
 
 
-def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path, tiny_bert):
+def test_a_stage_may_make_a_teacher_for_a_later_one(lam, small_recipe, data, tmp_path, tiny_bert):
     content = yaml.safe_load(small_recipe.read_text())
     tune = {"train_everything": True, "frozen": ["embeddings.", "encoder.layer.0."], "retention_texts": 0}
     teacher = {"recipe": "three.yaml", "name": "teacher", "start": str(tiny_bert), "settings": tune}
@@ -162,11 +129,11 @@ def test_a_stage_may_make_a_teacher_for_a_later_one(small_recipe, data, tmp_path
     assert read_recipe(tmp_path / "taught.yaml")[1][-1].trains_a_teacher
 
 
-def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, data, tmp_path, monkeypatch):
+def test_all_stages_run_resume_and_write_a_model_with_its_card(lam, small_recipe, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     command = ("train", "run", small_recipe, "--data", data, "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(recipes.Finetuner, "run", lambda *_: (_ for _ in ()).throw(OSError("the machine went down")))
+        patch.setattr(running.Finetuner, "run", lambda *_: (_ for _ in ()).throw(OSError("the machine went down")))
         assert "the machine went down" in lam(*command, code=1)
     distilled = (out / "1-distill" / "checkpoint" / "state.pt").stat().st_mtime_ns
     lam(*command)
@@ -174,10 +141,8 @@ def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, dat
     assert json.loads((out / "3-finetune" / "checkpoint-5" / "progress.json").read_text())["progress"]["step"] == 5
 
     model = out / "LAM-small"
-    card, results = (
-        (model / "README.md").read_text(),
-        json.loads((out / "results.json").read_text())["numbers"]["models"],
-    )
+    card = (model / "README.md").read_text()
+    results = json.loads((out / "results.json").read_text())["numbers"]["models"]
     assert "$" not in card
     assert [row["model"] for row in results] == ["LAM-small", results[1]["model"]]
     score = results[0]["sts"]["dev"]
@@ -204,7 +169,7 @@ def test_all_stages_run_resume_and_write_a_model_with_its_card(small_recipe, dat
     assert "2-relational" in message
 
 
-def test_single_stages_run_from_recipes_with_changes(small_recipe, data, tiny_bert, tmp_path):
+def test_single_stages_run_from_recipes_with_changes(lam, small_recipe, data, tiny_bert, tmp_path):
     lam("init", tiny_bert, tmp_path / "start", "--gate", 8)
     first = ("train", "relational", tmp_path / "start", tmp_path / "a", "--recipe", tmp_path / "two.yaml")
     message = lam(*first, "--data", data, "--set", "steps=2", "--set", "margin=0.3")
@@ -251,6 +216,62 @@ def test_the_recipes_of_the_package_are_whole():
     assert not any("keep_overlap" in str(stage.settings) for stage in changed)
 
 
+def test_the_list_of_evaluation_files_is_kept_once_and_may_be_anybodys(tmp_path):
+    wanted = [f"sts/{name}.jsonl.gz" for name in ("stsb_dev", "stsb_test", "sickr_dev")]
+    wanted += [f"retrieval/{name}/queries.jsonl.gz" for name in ("cranfield", "cisi")]
+    for name in ("stage1_distill", "stage1_embeddings", "stage2_relational", "stage3_finetune", "second_relational"):
+        assert read_stage(f"{name}.yaml").exclude == wanted
+    (tmp_path / "mine.txt").write_text("a.jsonl\n")
+    (tmp_path / "mine.yaml").write_text("stage: distill\ndev: a.jsonl\nexclude: mine.txt\n")
+    assert read_stage(tmp_path / "mine.yaml").exclude == ["a.jsonl"]
+    (tmp_path / "whole.yaml").write_text("name: x\nstages: [{recipe: mine.yaml, name: own}]\n")
+    assert read_recipe(tmp_path / "whole.yaml")[1][0].exclude == ["a.jsonl"]
+    with pytest.raises(FileNotFoundError, match=r"no list of files nowhere\.txt"):
+        read_stage(tmp_path / "mine.yaml", {"exclude": "nowhere.txt"})
+
+
+def test_the_first_stage_takes_a_recipe_options_and_settings(lam, small_recipe, data, tiny_bert, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("lam_transformers.cli.train._run", lambda stage, *paths: given.append((stage, paths)))
+
+    def stage(*options, code=0):
+        message = lam("train", "distill", tmp_path / "start", tmp_path / "out", *options, code=code)
+        return message if code else given.pop()[0]
+
+    monkeypatch.chdir(tmp_path)
+    # The command line of the README: the stage's defaults, paths from the current folder whatever LAM_DATA_DIR is.
+    monkeypatch.setenv("LAM_DATA_DIR", str(data))
+    plain = stage("--text", "texts", "--text", "more", "--dev", "dev.jsonl")
+    assert plain.config == DistillConfig()
+    assert (plain.dev, plain.text) == (str(tmp_path / "dev.jsonl"), [str(tmp_path / x) for x in ("texts", "more")])
+    assert (plain.exclude, plain.teacher, plain.tensorboard) == ([], "all-MiniLM-L6-v2", False)
+    assert (plain.evaluate_every, plain.checkpoint_every) == (250, 250)
+    # What earlier versions wrote into the checkpoints of a run that was started so.
+    known = {"steps": 6000, "warmup_steps": 100, "decay_steps": 3000, "tokens_per_batch": 2048, "max_length": 128}
+    known |= {"learning_rate": 1e-3, "feed_forward_learning_rate": 0.0, "hidden_weight": 1.0, "embedding_weight": 4.0}
+    known |= {
+        "similarity_weight": 20.0,
+        "orthogonality_weight": 0.0,
+        "train_everything": False,
+        "bf16": True,
+        "seed": 0,
+    }
+    known |= {"teacher_forced_steps": 0, "curriculum_steps": 0, "weight_decay": 0.01, "beta2": 0.98, "clip_norm": 1.0}
+    assert asdict(plain.config) == known
+
+    recipe = ("--recipe", "one.yaml")
+    assert stage(*recipe).config == read_stage("one.yaml").config
+    changed = stage(
+        *recipe, "--no-bf16", "--steps", 9, "--set", "warmup_steps=3", "--set", "steps=8", "--dev", "d.jsonl"
+    )
+    assert (changed.config.steps, changed.config.warmup_steps, changed.text) == (8, 3, ["text"])
+    assert (changed.dev, changed.evaluate_every) == (str(tmp_path / "d.jsonl"), 4)
+    assert stage("--recipe", "stage1_distill.yaml").exclude == read_stage("stage1_distill.yaml").exclude
+    assert "is a recipe of stage relational, not distill" in stage("--recipe", "two.yaml", code=1)
+    assert "--dev FILE, or a --recipe" in stage("--text", "texts", code=1)
+    assert "Give some text" in stage("--dev", "dev.jsonl", code=1)
+
+
 def test_errors_in_recipes_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"there is no 'learnin_rate'; did you mean learning_rate"):
         build(DistillConfig, {"learnin_rate": 1}, "settings")
@@ -276,7 +297,8 @@ def test_errors_in_recipes_name_what_is_wrong(tmp_path):
 
 
 def test_bootstrap_intervals_hold_the_correlation_and_narrow_with_more_pairs():
-    random_numbers, widths = np.random.default_rng(0), []
+    random_numbers = np.random.default_rng(0)
+    widths = []
     for count in (50, 2000):
         x = random_numbers.standard_normal(count)
         y = x + random_numbers.standard_normal(count)
@@ -289,6 +311,6 @@ def test_bootstrap_intervals_hold_the_correlation_and_narrow_with_more_pairs():
 
 
 def test_a_whole_recipe_refuses_several_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "process_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(running, "process_state", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="one process, got 2"):
-        recipes.run_recipe("lam_base_v1.yaml", tmp_path, tmp_path)
+        running.run_recipe("lam_base_v1.yaml", tmp_path, tmp_path)

@@ -13,7 +13,6 @@ import torch
 
 pytest.importorskip("scipy", reason="the train extra is not installed")
 
-from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer
 
 from lam_transformers.checkpoints.init import lam_from_bert
@@ -35,14 +34,15 @@ from lam_transformers.training.data import (
 from lam_transformers.training.losses import margin_loss, similarity_loss, structure_loss
 from lam_transformers.training.relational import RelationalConfig, RelationalDistiller
 
-from ..conftest import GEOMETRY, POSITIONS, WORDS
+from ..conftest import GEOMETRY, POSITIONS
 from ..helpers import assert_close_rms, hidden, perturb
+from .conftest import read_log, sentence, write_records
 
 
 @pytest.fixture(scope="module")
 def texts():
     pick = random.Random(0)
-    return [" ".join(pick.choices(WORDS, k=pick.randint(3, 9))) + f" {i}" for i in range(160)]
+    return [sentence(pick, pick.randint(3, 9)) + f" {i}" for i in range(160)]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,9 @@ def table(texts, tokenizer):
 
 @pytest.fixture(scope="module")
 def dev_file(tmp_path_factory, texts):
-    path = tmp_path_factory.mktemp("dev") / "dev.jsonl"
-    pairs = itertools.pairwise(texts[:8])
-    lines = [json.dumps({"sentence1": a, "sentence2": b, "score": i}) for i, (a, b) in enumerate(pairs)]
-    path.write_text("\n".join(lines))
-    return path
+    pairs = enumerate(itertools.pairwise(texts[:8]))
+    records = [{"sentence1": a, "sentence2": b, "score": i} for i, (a, b) in pairs]
+    return write_records(tmp_path_factory.mktemp("dev") / "dev.jsonl", records)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,8 @@ def test_a_table_keeps_the_texts_cut_where_their_ids_are_cut(tokenizer, tmp_path
 def test_a_kept_table_with_texts_is_not_taken_for_one_without(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the dog runs\nthe cat sleeps\nthe dog runs\nOLD cats")
     (tmp_path / "dev.jsonl").write_text('{"sentence1": "The cat sleeps.", "sentence2": "x", "score": 1}')
-    source, options = [tmp_path / "a.txt"], {"hub_dataset": None, "exclude": [tmp_path / "dev.jsonl"]}
+    source = [tmp_path / "a.txt"]
+    options = {"hub_dataset": None, "exclude": [tmp_path / "dev.jsonl"]}
     arguments = {"tokenizer": tokenizer, "max_length": 8, **options}
     table = load_or_tokenize(tmp_path / "run", source, keep_texts=True, **arguments)
     assert [table.text(i) for i in range(2)] == ["the dog runs", "OLD cats"]
@@ -108,8 +107,8 @@ def test_a_kept_table_with_texts_is_not_taken_for_one_without(tokenizer, tmp_pat
 def test_sentences_of_corpora_and_queries_are_excluded_too(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "title": "T", "text": "A Document."}')
     (tmp_path / "pairs.jsonl").write_text('{"sentence1": "One", "sentence2": "Two!", "score": 0}')
-    found = evaluation_sentences([tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"])
-    assert found == {normalise(x) for x in ("T", "A Document.", "One", "Two!")}
+    sentences = evaluation_sentences([tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"])
+    assert sentences == {normalise(x) for x in ("T", "A Document.", "One", "Two!")}
     (tmp_path / "empty.jsonl").write_text('{"score": 1}')
     with pytest.raises(ValueError, match="no text"):
         evaluation_sentences([tmp_path / "empty.jsonl"])
@@ -183,7 +182,8 @@ def embed_by_hash(asked):
 
 
 def test_the_cache_computes_each_text_once_and_survives_a_kill(tmp_path):
-    asked, seen = [], []
+    asked = []
+    seen = []
     cache = EmbeddingCache(tmp_path, 6)
     places = cache.fill(["a", "b", "a", "c"], embed_by_hash(asked), seen.append, block=2)
     assert asked == ["a", "b", "c"]
@@ -252,7 +252,8 @@ def similarities(seed, size=6):
 
 def test_losses_of_similarities_are_what_they_say():
     ours, theirs = similarities(0), similarities(1)
-    kl, gaps = [], []
+    kl = []
+    gaps = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
         p, q = (theirs[i, others].double() / 0.1).softmax(0), (ours[i, others].double() / 0.2).softmax(0)
@@ -282,20 +283,29 @@ def test_the_reduction_keeps_similarities_and_turns_toward_the_student():
 
 
 @pytest.fixture
-def make_run(tiny_bert, tokenizer, table, dev_file, wide_teacher, tmp_path):
+def make_run(tiny_bert, tokenizer, table, dev_file, wide_teacher, tmp_path, fresh_accelerator):
+    """A new run, or with the same folder the continuation of one, as a new process would make it."""
+
     def make(folder, **changes):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        fresh_accelerator()
         torch.manual_seed(0)
-        student = lam_from_bert(tiny_bert, output_gate_rank=8)
         settings = {
             "steps": 6, "warmup_steps": 2, "decay_steps": 2, "tokens_per_batch": 120, "bf16": False,
             "learning_rate": 1e-3, "teachers": [{"name": wide_teacher}], "teacher_bf16": False, "dimensions": [64, 16],
         } | changes  # fmt: skip
-        config = RelationalConfig(**settings)
-        return RelationalDistiller(student, tokenizer, table, config, folder, dev_file, tmp_path / "cache")
+        run = RelationalDistiller(
+            student=lam_from_bert(tiny_bert, output_gate_rank=8),
+            tokenizer=tokenizer,
+            config=RelationalConfig(**settings),
+            folder=folder,
+            dev_file=dev_file,
+            table=table,
+            cache_folder=tmp_path / "cache",
+        )
+        run.prepare()
+        return run
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make
 
 
 @pytest.mark.parametrize("projection", ["linear", "reduce"])
@@ -325,7 +335,8 @@ def test_cosines_of_several_teachers_are_the_weighted_mean_of_theirs(make_run, t
 @pytest.mark.parametrize("projection", ["linear", "reduce"])
 def test_several_teachers_teach_as_one(make_run, tmp_path, two_teachers, projection):
     settings = {"projection": projection, "steps": 40, "decay_steps": 10, "learning_rate": 3e-3}
-    run, losses = make_run(tmp_path / "run", teachers=two_teachers, **settings), []
+    run = make_run(tmp_path / "run", teachers=two_teachers, **settings)
+    losses = []
     run.run(evaluate_every=1000, on_step=lambda progress: losses.append(progress.losses["similarity"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
@@ -346,11 +357,11 @@ def test_a_resumed_relational_run_equals_an_uninterrupted_one(make_run, tmp_path
 
 def test_groups_of_neighbours_are_those_of_the_first_teacher(make_run, tmp_path):
     run = make_run(tmp_path / "run", neighbours=True)
-    _, cache, places = run.sources[0]
+    _, cache, places = run.teachers[0]
     groups = run.batches.rows(0).reshape(-1, 4)
-    found = torch.from_numpy(cache.rows(places[groups.ravel()])).view(-1, 4, cache.dimensions)
+    near = torch.from_numpy(cache.rows(places[groups.ravel()])).view(-1, 4, cache.dimensions)
     apart = torch.from_numpy(cache.rows(places[np.arange(groups.size)])).view(-1, 4, cache.dimensions)
-    within = [(x @ x.mT).mean() for x in (found, apart)]
+    within = [(x @ x.mT).mean() for x in (near, apart)]
     assert within[0] > within[1]
     again = make_run(tmp_path / "run", neighbours=True)
     assert np.array_equal(run.batches.rows(3), again.batches.rows(3))
@@ -393,7 +404,10 @@ tokenizer = AutoTokenizer.from_pretrained(folder / "student")
 table = TokenTable.load(folder / "table.npz")
 for _ in range(2):  # the second continues the first
     student = LAMModel.from_pretrained(folder / "student")
-    run = RelationalDistiller(student, tokenizer, table, config, folder / "run", dev, folder / "cache")
+    run = RelationalDistiller(
+        student=student, tokenizer=tokenizer, config=config, folder=folder / "run", dev_file=dev, table=table,
+        cache_folder=folder / "cache",
+    )
     run.run(evaluate_every=1000, stop_after=1)
     run.accelerator.wait_for_everyone()
 place = run.accelerator.process_index
@@ -417,8 +431,7 @@ def test_two_processes_of_torchrun_train_one_model(tiny_bert, tokenizer, table, 
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"{place}.txt").read_text().split() for place in (0, 1))
     assert first[0] == second[0]
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    updates = [record for record in log if "tokens" in record]
+    updates = [record for record in read_log(tmp_path / "run") if "tokens" in record]
     assert [record["step"] for record in updates] == [1, 2]
     # Tokens are those of the main process times the number of processes.
     assert abs(updates[-1]["tokens"] - int(first[1]) - int(second[1])) <= 80

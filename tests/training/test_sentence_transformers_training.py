@@ -82,15 +82,15 @@ def test_the_evaluation_loss_with_one_long_text_is_that_of_the_plain_loss(encode
     rows = pairs(8)
     rows[3]["positive"] = LONG
     data = datasets.Dataset.from_list(rows)
-    found = [
+    losses = [
         make_trainer(encoder, loss, data, eval_dataset=data).evaluate()["eval_loss"]
         for loss in (
             MultipleNegativesRankingLoss(encoder),
             CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=3),
         )
     ]
-    assert np.isfinite(found).all()
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert np.isfinite(losses).all()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("guide", ["lam", "bert"])

@@ -15,17 +15,17 @@ from transformers import BertModel
 
 pytest.importorskip("scipy", reason="the train extra is not installed")
 
-from accelerate.state import AcceleratorState
-
 from lam_transformers import LAMModel
 from lam_transformers.checkpoints.init import lam_from_bert
+from lam_transformers.io import files
 from lam_transformers.io.files import find_files, read_records
-from lam_transformers.training import loop
+from lam_transformers.training import data, loop
 from lam_transformers.training.data import (
     LengthBatches,
     TokenTable,
     evaluation_sentences,
     normalise,
+    read_file_list,
     read_texts,
     tokenize_texts,
 )
@@ -33,18 +33,13 @@ from lam_transformers.training.distill import DistillConfig, Distiller
 from lam_transformers.training.loop import learning_rate_factor
 from lam_transformers.training.losses import distillation_losses, orthogonality_loss
 
-from ..conftest import WORDS
 from ..helpers import hidden, random_ids
-
-
-def write_lines(path, lines):
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+from .conftest import read_log, scored_pairs, sentence, write_records
 
 
 def test_broken_lines_are_skipped_and_reported(tmp_path, caplog):
     lines = ['{"text": "one"}', "{broken", "", '["a list"]', "7", '{"text": "two"}']
-    path = write_lines(tmp_path / "texts.jsonl", lines)
+    path = write_records(tmp_path / "texts.jsonl", lines)
     with caplog.at_level(logging.WARNING):
         assert [record["text"] for record in read_records(path)] == ["one", "two"]
     assert "texts.jsonl" in caplog.text
@@ -55,7 +50,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(OSError, match="no regular file but a pipe"):
         list(read_records(tmp_path / "a.jsonl"))
-    write_lines(tmp_path / "b.txt", ["text"])
+    write_records(tmp_path / "b.txt", ["text"])
     assert find_files([tmp_path]) == [tmp_path / "b.txt"]
 
 
@@ -73,8 +68,7 @@ def test_find_files_takes_files_and_folders_once_and_sorted(tmp_path):
     names = ["b.jsonl", "deep/a.jsonl.gz", "deep/er/c.txt", "deep/d.jsonl.xz"]
     for name in [*names, "deep/ignored.csv", "readme.md"]:
         (tmp_path / name).touch()
-    found = find_files([tmp_path, tmp_path / "deep", tmp_path / "b.jsonl"])
-    assert found == sorted(tmp_path / name for name in names)
+    assert find_files([tmp_path, tmp_path / "deep", tmp_path / "b.jsonl"]) == sorted(tmp_path / name for name in names)
 
 
 def test_find_files_refuses_a_source_without_texts(tmp_path):
@@ -87,21 +81,46 @@ def test_find_files_refuses_a_source_without_texts(tmp_path):
 
 def test_every_text_field_of_every_record_is_read(tmp_path):
     records = [{"premise": " p ", "hypothesis": "h", "label": "no text"}, {"text": "  "}, {"text": 3}, {"anchor": "a"}]
-    pairs = write_lines(tmp_path / "pairs.jsonl", map(json.dumps, records))
-    plain = write_lines(tmp_path / "plain.txt", ["line one", "", "line two"])
+    pairs = write_records(tmp_path / "pairs.jsonl", records)
+    plain = write_records(tmp_path / "plain.txt", ["line one", "", "line two"])
     got = list(read_texts([pairs, plain]))
     want = [("pairs.jsonl", x) for x in ("p", "h", "a")] + [("plain.txt", x) for x in ("line one", "line two")]
     assert got == want
 
 
+@pytest.mark.parametrize("name", ["plain.txt", "records.jsonl"])
+def test_text_files_are_closed_at_the_end_and_when_nobody_asks_for_more(tmp_path, monkeypatch, name):
+    record = "one" if name.endswith(".txt") else '{"text": "one"}'
+    path = write_records(tmp_path / name, [record, record])
+    opened = []
+
+    def remember(path):
+        opened.append(path.open(encoding="utf-8"))
+        return opened[-1]
+
+    monkeypatch.setattr(data, "open_text", remember)
+    monkeypatch.setattr(files, "open_text", remember)
+    assert len(list(read_texts([path]))) == 2
+    texts = read_texts([path])
+    next(texts)
+    assert [file.closed for file in opened] == [True, False]
+    texts.close()
+    assert [file.closed for file in opened] == [True, True]
+
+
+def test_a_list_of_files_has_one_name_a_line(tmp_path):
+    path = write_records(tmp_path / "list.txt", ["# evaluation sets", "", " sts/dev.jsonl ", "b.jsonl"])
+    assert read_file_list(path) == ["sts/dev.jsonl", "b.jsonl"]
+
+
 def test_a_file_without_any_text_field_is_refused(tmp_path):
-    path = write_lines(tmp_path / "numbers.jsonl", ['{"score": 1}'])
+    path = write_records(tmp_path / "numbers.jsonl", ['{"score": 1}'])
     with pytest.raises(ValueError, match=r"numbers\.jsonl has no text.*premise"):
         list(read_texts([path]))
 
 
 def test_texts_are_tokenized_once_and_evaluation_sentences_never(tokenizer, tmp_path):
-    dev = write_lines(tmp_path / "dev.jsonl", ['{"sentence1": "The cat SLEEPS.", "sentence2": "a", "score": 1}'])
+    dev = write_records(tmp_path / "dev.jsonl", ['{"sentence1": "The cat SLEEPS.", "sentence2": "a", "score": 1}'])
     texts = [
         ("one", "the dog runs"),
         ("one", "The dog runs!"),
@@ -236,46 +255,45 @@ def test_orthogonality_is_zero_for_orthogonal_rows_of_any_length_and_positive_ot
 @pytest.fixture(scope="module")
 def table(tokenizer):
     pick = random.Random(0)
-    texts = [("toy", " ".join(pick.choices(WORDS, k=pick.randint(3, 8)))) for _ in range(400)]
+    texts = [("toy", sentence(pick, pick.randint(3, 8))) for _ in range(400)]
     return tokenize_texts(texts, tokenizer, 32)[0]
 
 
 @pytest.fixture(scope="module")
 def dev_file(tmp_path_factory):
-    pick = random.Random(1)
-    records = []
-    for _ in range(12):
-        words = pick.choices(WORDS, k=5)
-        shared = pick.randint(0, 5)
-        other = words[:shared] + pick.choices(WORDS, k=5 - shared)
-        records.append({"sentence1": " ".join(words), "sentence2": " ".join(other), "score": float(shared)})
-    return write_lines(tmp_path_factory.mktemp("dev") / "dev.jsonl", map(json.dumps, records))
+    return write_records(tmp_path_factory.mktemp("dev") / "dev.jsonl", scored_pairs(random.Random(1), 12, words=5))
 
 
 @pytest.fixture
-def make_distiller(tiny_bert, tokenizer, table, dev_file):
+def make_distiller(tiny_bert, tokenizer, table, dev_file, fresh_accelerator):
     """A new run, or with the same folder the continuation of one, as a new process would make it."""
 
     def make(folder, teacher=None, **changes):
-        # Accelerate keeps its precision for a whole process.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        fresh_accelerator()  # accelerate keeps its precision for a whole process
         torch.manual_seed(0)
-        student = lam_from_bert(tiny_bert, output_gate_rank=8)
-        teacher = BertModel.from_pretrained(tiny_bert) if teacher is None else teacher
         settings = {"steps": 6, "warmup_steps": 2, "decay_steps": 2, "tokens_per_batch": 80, "bf16": False} | changes
-        return Distiller(student, teacher, tokenizer, table, DistillConfig(**settings), folder, dev_file)
+        run = Distiller(
+            student=lam_from_bert(tiny_bert, output_gate_rank=8),
+            tokenizer=tokenizer,
+            config=DistillConfig(**settings),
+            folder=folder,
+            dev_file=dev_file,
+            teacher=BertModel.from_pretrained(tiny_bert) if teacher is None else teacher,
+            table=table,
+        )
+        run.prepare()
+        return run
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make
 
 
 def everything(distiller) -> dict:
     """Weights and optimizer state by name."""
     model = distiller.accelerator.unwrap_model(distiller.student)
-    found = dict(model.state_dict())
+    tensors = dict(model.state_dict())
     for i, slots in distiller.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer {i} {name}": value for name, value in slots.items()}
-    return found
+        tensors |= {f"optimizer {i} {name}": value for name, value in slots.items()}
+    return tensors
 
 
 def assert_same_run(got, want):
@@ -364,7 +382,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_d
 
 
 def test_the_best_model_is_chosen_by_the_dev_file_alone(make_distiller, dev_file, tmp_path, monkeypatch):
-    scores, asked, weights = iter([0.3, 0.7, 0.5]), [], []
+    scores = iter([0.3, 0.7, 0.5])
+    asked = []
+    weights = []
 
     def scripted(encode, path):
         asked.append(path)
@@ -393,12 +413,11 @@ def test_a_step_stands_in_the_log_once_whatever_interrupted_the_run(make_distill
     make_distiller(tmp_path / "run").run(evaluate_every=2)
 
     def steps(folder):
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return [(record["step"], "dev_pearson" in record) for record in records]
+        return [(record["step"], "dev_pearson" in record) for record in read_log(folder)]
 
-    found = steps(tmp_path / "run")
-    assert len(found) == len(set(found))
-    assert set(found) == set(steps(tmp_path / "whole")) | {(3, False)}
+    resumed = steps(tmp_path / "run")
+    assert len(resumed) == len(set(resumed))
+    assert set(resumed) == set(steps(tmp_path / "whole")) | {(3, False)}
     make_distiller(tmp_path / "run")  # and a start anew, without the checkpoint, begins an empty log
     shutil.rmtree(tmp_path / "run" / "checkpoint")
     make_distiller(tmp_path / "run").run(evaluate_every=2, stop_after=1)
@@ -410,7 +429,7 @@ def test_the_best_folder_is_a_model_folder_with_the_score_in_the_log(make_distil
 
     run = make_distiller(tmp_path)
     run.run(evaluate_every=3)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = read_log(tmp_path)
     scores = {record["step"]: record["dev_pearson"] for record in log if "dev_pearson" in record}
     assert scores.keys() == {3, 6}
     assert scores[run.progress.best_step] == run.progress.best_score == max(scores.values())
@@ -420,6 +439,25 @@ def test_the_best_folder_is_a_model_folder_with_the_score_in_the_log(make_distil
     assert hidden(model, random_ids(1, 9, vocab_size=model.config.vocab_size)).isfinite().all()
     ids = AutoTokenizer.from_pretrained(tmp_path / "best")("the dog runs")["input_ids"]
     assert ids == tokenizer("the dog runs")["input_ids"]
+
+
+def test_the_constructor_is_quick_and_prepare_may_be_left_to_run(tiny_bert, tokenizer, table, dev_file, tmp_path):
+    arguments = {
+        "student": lam_from_bert(tiny_bert, output_gate_rank=8),
+        "tokenizer": tokenizer,
+        "config": DistillConfig(steps=2, tokens_per_batch=80, bf16=False),
+        "folder": tmp_path / "run",
+        "dev_file": dev_file,
+        "teacher": BertModel.from_pretrained(tiny_bert),
+        "table": table,
+    }
+    run = Distiller(**arguments)
+    assert not (tmp_path / "run").exists()
+    assert not run.prepared
+    assert run.run().step == 2
+    assert run.prepared
+    with pytest.raises(TypeError, match="positional"):
+        Distiller(*arguments.values())
 
 
 def test_a_teacher_of_another_geometry_is_refused(make_distiller, tiny_bert, tmp_path):

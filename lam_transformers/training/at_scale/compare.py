@@ -9,21 +9,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...checkpoints.init import lam_from_bert
+from ...io.loading import locate_model
 from ...scoring.pooling import mean_pool
 from ..losses import similarity_loss
 from .dev_scores import DevScores
 from .losses import hidden_loss
+from .pool_teacher import BASE, PoolTeacher, load_teacher
 from .student import Student
-from .teachers import BASE, Teacher, load_teacher, locate_model
 from .texts import Pool, half_precision, length_batches, say
 
 # Arguments of `Student` by the name of the variant.
-ARMS: dict[str, dict] = {
+ARMS: dict[str, dict[str, Any]] = {
     "causal": {},
     "ahead1": {"look_ahead": 1},
     "half32": {"two_way": "half", "chunk": 32},
@@ -72,16 +74,16 @@ class Comparison:
         compiled: compile the student's elementwise parts.
     """
 
-    def __init__(self, settings: CompareSettings, data: Path, base: str, device: torch.device, compiled: bool):
+    def __init__(self, settings: CompareSettings, data: Path, base: str, device: torch.device, compiled: bool) -> None:
         self.settings = settings
         self.base = base
         self.device = device
         self.compiled = compiled
         self.pool = Pool(data, device)
         self.dev = DevScores(data / "dev.npz", self.pool.special, device)
-        self.teacher: Teacher = load_teacher(base, device)
+        self.teacher: PoolTeacher = load_teacher(base, device)
 
-    def run(self, arm: str) -> dict:
+    def run(self, arm: str) -> dict[str, Any]:
         """Train a variant and measure it. Raises ValueError for one without this name."""
         if arm not in ARMS:
             raise ValueError(f"There is no variant {arm!r}; choose from {', '.join(ARMS)}.")
@@ -118,7 +120,7 @@ class Comparison:
         result = {"arm": arm, "steps": settings.steps, "tokens": tokens, "seconds": time.time() - start}
         return result | self.measure(student)
 
-    def _student(self, options: dict) -> Student:
+    def _student(self, options: dict[str, Any]) -> Student:
         model = lam_from_bert(locate_model(self.base), output_gate_rank=self.settings.gate_rank)
         if options.get("look_ahead"):
             # The convolution starts as the identity, whose tap is one place earlier.
@@ -132,7 +134,9 @@ class Comparison:
         decay = max(0, (step - 0.3 * steps) / (0.7 * steps))
         return self.settings.learning_rate * min(1, (step + 1) / 40) * (1 - 0.95 * decay)
 
-    def _loss(self, student: Student, ids, mask, first_half: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(
+        self, student: Student, ids: torch.Tensor, mask: torch.Tensor, first_half: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with half_precision(self.device):
             with torch.no_grad():
                 theirs = self.teacher.all_states(ids, mask)
@@ -149,11 +153,11 @@ class Comparison:
         return loss, {"hidden": hidden, "embedding": embedding, "similarity": similarity}
 
     @torch.no_grad()
-    def measure(self, student: Student) -> dict:
+    def measure(self, student: Student) -> dict[str, Any]:
         """Dev scores, and how far the student is from the teacher on abstracts, by the place of the token."""
         student.eval()
         width = student.model.config.hidden_size
-        scores: dict = self.dev(student, width, limit=254, sets=DEV_SETS)
+        scores: dict[str, Any] = self.dev(student, width, limit=254, sets=DEV_SETS)
         abstracts = self.dev.texts["arxiv.docs"]
         rows = np.flatnonzero(abstracts.cpu_lengths >= ABSTRACT_TOKENS)[:ABSTRACTS]
         errors = np.zeros(len(PLACES) - 1)

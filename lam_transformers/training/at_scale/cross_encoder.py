@@ -1,10 +1,7 @@
 """A cross-encoder that scores pairs of sentences, tuned on NLI and STS-B train; it labels near pairs of the pool."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +11,8 @@ from torch.nn import functional as F
 from ...scoring.statistics import pearson, spearman
 from .dev_scores import DevScores
 from .mining import Mixture, near_texts
+from .pool_teacher import PoolTeacher
 from .texts import Pool, Texts, half_precision, say
-
-if TYPE_CHECKING:
-    from .teachers import Teacher
 
 # Entailment near 1, neutral between, contradiction low; the ordinal labels of JOCI lie between.
 NLI_SCORES = {
@@ -77,7 +72,7 @@ class CrossEncoder(nn.Module):
         max_tokens: of each of the two texts.
     """
 
-    def __init__(self, teacher: Teacher, max_tokens: int):
+    def __init__(self, teacher: PoolTeacher, max_tokens: int) -> None:
         super().__init__()
         self.body = copy.deepcopy(teacher.model).float().requires_grad_(True)
         width = teacher.width
@@ -92,21 +87,21 @@ class CrossEncoder(nn.Module):
         states = self.body(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return self.head(states[:, 0].float()).squeeze(-1)
 
-    def _join(self, texts: Texts, first, second) -> tuple[torch.Tensor, torch.Tensor]:
+    def _join(self, texts: Texts, first: np.ndarray, second: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and mask [B, T] of [cls] a [sep] [sep] b [sep], as MPNet joins two texts."""
         device = texts.device
-        first = torch.as_tensor(first, device=device)
-        second = torch.as_tensor(second, device=device)
-        first_length = texts.lengths[first].clamp(max=self.max_tokens)[:, None]
-        second_length = texts.lengths[second].clamp(max=self.max_tokens)[:, None]
+        first_rows = torch.as_tensor(first, device=device)
+        second_rows = torch.as_tensor(second, device=device)
+        first_length = texts.lengths[first_rows].clamp(max=self.max_tokens)[:, None]
+        second_length = texts.lengths[second_rows].clamp(max=self.max_tokens)[:, None]
         total = first_length + second_length + 4
         place = torch.arange(int(total.max()), device=device)[None]
         second_start = first_length + 3
         in_first = (place >= 1) & (place <= first_length)
         in_second = (place >= second_start) & (place < second_start + second_length)
         last = len(texts.flat) - 1
-        first_ids = texts.flat[(texts.offsets[first][:, None] + place - 1).clamp(0, last)].long()
-        second_ids = texts.flat[(texts.offsets[second][:, None] + place - second_start).clamp(0, last)].long()
+        first_ids = texts.flat[(texts.offsets[first_rows][:, None] + place - 1).clamp(0, last)].long()
+        second_ids = texts.flat[(texts.offsets[second_rows][:, None] + place - second_start).clamp(0, last)].long()
         if self.table is not None:
             first_ids = self.table[first_ids]
             second_ids = self.table[second_ids]
@@ -118,11 +113,24 @@ class CrossEncoder(nn.Module):
         return ids, place < total
 
 
-def train_cross_encoder(model: CrossEncoder, texts: Texts, pairs, scores, *, epochs, rows, learning_rate, name) -> None:
+def train_cross_encoder(
+    model: CrossEncoder,
+    texts: Texts,
+    pairs: np.ndarray,
+    scores: np.ndarray,
+    *,
+    epochs: int,
+    rows: int,
+    learning_rate: float,
+    name: str,
+) -> None:
     """Binary cross entropy of the scores.
 
     Args:
-        pairs: [N, 2] numbers of texts. scores: [N] from 0 to 1.
+        model: trained in place.
+        texts: of the pool.
+        pairs: [N, 2] numbers of texts.
+        scores: [N] from 0 to 1.
         epochs, rows, learning_rate: see `CrossEncoderSettings`.
         name: for the log.
     """
@@ -162,7 +170,9 @@ def _epoch(lengths: np.ndarray, rows: int, random: np.random.Generator) -> list[
 
 
 @torch.no_grad()
-def score_pairs(model: CrossEncoder, texts: Texts, first: np.ndarray, second: np.ndarray, rows: int = 1024):
+def score_pairs(
+    model: CrossEncoder, texts: Texts, first: np.ndarray, second: np.ndarray, rows: int = 1024
+) -> torch.Tensor:
     """Scores [N] from 0 to 1 of the pairs, float32."""
     model.eval()
     order = np.argsort(-(texts.cpu_lengths[first] + texts.cpu_lengths[second]), kind="stable")
@@ -190,7 +200,7 @@ def dev_correlations(model: CrossEncoder, dev: DevScores) -> tuple[float, float]
 
 
 def label_near_pairs(
-    pool: Pool, mixture: Mixture, teacher: Teacher, settings: CrossEncoderSettings
+    pool: Pool, mixture: Mixture, teacher: PoolTeacher, settings: CrossEncoderSettings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tune a cross-encoder and let it score pairs of the pool: numbers of texts [N] and [N], scores [N] from 0 to 1."""
     texts = pool.texts
@@ -201,19 +211,31 @@ def label_near_pairs(
     pairs, scores = _nli(pool)
     drawn = random.permutation(len(pairs))[: settings.nli_pairs]
     train_cross_encoder(
-        model, texts, pairs[drawn], scores[drawn],
-        epochs=1, rows=settings.nli_rows, learning_rate=settings.learning_rate, name="nli",
-    )  # fmt: skip
+        model,
+        texts,
+        pairs[drawn],
+        scores[drawn],
+        epochs=1,
+        rows=settings.nli_rows,
+        learning_rate=settings.learning_rate,
+        name="nli",
+    )
     say("cross-encoder after NLI, STS-B dev:", dev_correlations(model, dev))
     stsb = pool.read("stsb_train.npy", 2)
     train_cross_encoder(
-        model, texts, stsb[:, :2].astype(np.int64), stsb[:, 2] / 5,
-        epochs=settings.stsb_epochs, rows=settings.stsb_rows, learning_rate=settings.learning_rate, name="stsb",
-    )  # fmt: skip
+        model,
+        texts,
+        stsb[:, :2].astype(np.int64),
+        stsb[:, 2] / 5,
+        epochs=settings.stsb_epochs,
+        rows=settings.stsb_rows,
+        learning_rate=settings.learning_rate,
+        name="stsb",
+    )
     say("cross-encoder after STS-B, STS-B dev:", dev_correlations(model, dev))
     first, second = _candidate_pairs(pool, mixture, random, settings)
-    found = score_pairs(model, texts, first, second)
-    return torch.from_numpy(first), torch.from_numpy(second), found.cpu()
+    labels = score_pairs(model, texts, first, second)
+    return torch.from_numpy(first), torch.from_numpy(second), labels.cpu()
 
 
 def _nli(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +247,9 @@ def _nli(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     return rows[known, :2].astype(np.int64), scores[known]
 
 
-def _candidate_pairs(pool: Pool, mixture: Mixture, random: np.random.Generator, settings: CrossEncoderSettings):
+def _candidate_pairs(
+    pool: Pool, mixture: Mixture, random: np.random.Generator, settings: CrossEncoderSettings
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of near texts and pairs drawn at random, numbers of texts [N] and [N]."""
     short = (pool.lengths >= 5) & (pool.lengths <= 60)
     candidates = np.flatnonzero(short & pool.rows_of(NEAR_PAIR_SOURCES))

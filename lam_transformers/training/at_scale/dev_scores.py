@@ -1,6 +1,5 @@
 """Dev scores of an encoder during training: correlations on sentence pairs, nDCG and recall at 10 of retrieval."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ...scoring.retrieval import ndcg
 from ...scoring.statistics import pearson, spearman
 from .texts import Texts, embed
 
@@ -24,7 +24,7 @@ class DevScores:
         device: where they are embedded.
     """
 
-    def __init__(self, path: Path, special: dict[str, int], device: torch.device):
+    def __init__(self, path: Path, special: dict[str, int], device: torch.device) -> None:
         with np.load(path) as file:
             self.arrays = {name: file[name] for name in file.files}
         names = sorted(name.removesuffix(".ids") for name in self.arrays if name.endswith(".ids"))
@@ -58,7 +58,9 @@ class DevScores:
                 scores |= self._retrieval(name, first, second)
         return scores
 
-    def _similarity(self, name: str, first, second, dimensions: Sequence[int]) -> dict[str, float]:
+    def _similarity(
+        self, name: str, first: torch.Tensor, second: torch.Tensor, dimensions: Sequence[int]
+    ) -> dict[str, float]:
         """first, second: [pairs, D]."""
         labels = self.arrays[f"{name}.score"]
         cosine = (first * second).sum(1).cpu().numpy()
@@ -71,28 +73,28 @@ class DevScores:
             scores[f"{name}.spearman.{size}"] = float(spearman(cosine, labels))
         return scores
 
-    def _retrieval(self, name: str, queries, documents) -> dict[str, float]:
+    def _retrieval(self, name: str, queries: torch.Tensor, documents: torch.Tensor) -> dict[str, float]:
         """queries [Q, D], documents [N, D]."""
         similarity = queries @ documents.T
         if f"{name}.group" in self.arrays:
-            asked = torch.from_numpy(self.arrays[f"{name}.qgroup"]).to(self.device)
-            held = torch.from_numpy(self.arrays[f"{name}.group"]).to(self.device)
-            similarity = similarity.masked_fill(asked[:, None] != held, -9)
+            of_query = torch.from_numpy(self.arrays[f"{name}.qgroup"]).to(self.device)
+            of_document = torch.from_numpy(self.arrays[f"{name}.group"]).to(self.device)
+            similarity = similarity.masked_fill(of_query[:, None] != of_document, -9)
         best = similarity.topk(min(DEPTH, len(documents)), 1).indices.cpu().numpy()
-        grades: list[dict[int, int]] = [{} for _ in range(len(queries))]
+        gains = np.zeros(similarity.shape)
         for query, document, grade in self.arrays[f"{name}.qrels"].tolist():
-            grades[query][document] = max(grade, grades[query].get(document, 0))
-        gains = []
-        recalls = []
-        for row, relevant in zip(best.tolist(), grades, strict=True):
-            found = [relevant.get(document, 0) for document in row]
-            ideal = _discounted(sorted(relevant.values(), reverse=True)[:DEPTH])
-            if ideal > 0:
-                gains.append(_discounted(found) / ideal)
-                recalls.append(sum(g > 0 for g in found) / sum(g > 0 for g in relevant.values()))
-        return {f"{name}.ndcg": float(np.mean(gains)), f"{name}.recall": float(np.mean(recalls))}
-
-
-def _discounted(grades: Sequence[int]) -> float:
-    """Discounted cumulative gain, linear in the grades."""
-    return sum(grade / math.log2(place + 2) for place, grade in enumerate(grades))
+            gains[query, document] = max(gains[query, document], grade)
+        asked = gains.max(1) > 0
+        gains = gains[asked]
+        best = best[asked]
+        relevant = np.count_nonzero(gains, 1)
+        first = np.take_along_axis(gains, best, 1)
+        # Of the other documents only the gains count, and of those the highest: the rest of the matrix only takes time.
+        np.put_along_axis(gains, best, 0, 1)
+        others = -np.sort(-gains, 1)[:, :DEPTH]
+        columns = np.concatenate([first, others], 1)
+        ranks = np.broadcast_to(-np.arange(columns.shape[1]), columns.shape)
+        return {
+            f"{name}.ndcg": float(ndcg(ranks, columns, DEPTH, ignore_ties=True).mean()),
+            f"{name}.recall": float((np.count_nonzero(first, 1) / relevant).mean()),
+        }

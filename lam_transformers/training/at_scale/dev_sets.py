@@ -1,7 +1,8 @@
 """The dev sets of training at scale, packed into one file of token ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,9 @@ class DevSets:
         limit: tokens of a text that are kept.
     """
 
-    def __init__(self, data: Path, encoder, limit: int):
+    def __init__(
+        self, data: Path, encoder: Callable[[Sequence[str], int | None], list[np.ndarray]], limit: int
+    ) -> None:
         self.data = data
         self.encoder = encoder
         self.limit = limit
@@ -97,15 +100,15 @@ class DevSets:
         self.arrays["beam.qgroup"] = np.array(question_group, np.uint8)
 
 
-def message_ids(found) -> list[int]:
+def message_ids(given: Any) -> list[int]:
     """The numbers in BEAM's `source_chat_ids`, which is a number, a text, or any nesting of lists and dicts of them."""
-    if isinstance(found, int | float):
-        return [int(found)]
-    if isinstance(found, dict):
-        return [number for value in found.values() for number in message_ids(value)]
-    if isinstance(found, list):
-        return [number for value in found for number in message_ids(value)]
+    if isinstance(given, int | float):
+        return [int(given)]
+    if isinstance(given, dict):
+        return [number for value in given.values() for number in message_ids(value)]
+    if isinstance(given, list):
+        return [number for value in given for number in message_ids(value)]
     try:
-        return [int(found)]
+        return [int(given)]
     except (TypeError, ValueError):
         return []

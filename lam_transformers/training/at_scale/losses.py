@@ -1,10 +1,14 @@
 """Losses that several steps share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
 
-def hidden_loss(states, teacher_states, mask: torch.Tensor) -> torch.Tensor:
+def hidden_loss(
+    states: Sequence[torch.Tensor], teacher_states: Sequence[torch.Tensor], mask: torch.Tensor
+) -> torch.Tensor:
     """Mean over the layers of the squared error of the real tokens' states, relative to the teacher's variance.
 
     states, teacher_states: embeddings and each layer's output, [B, T, D] each; mask: [B, T] bool.

@@ -7,7 +7,15 @@ from ...model.delta_rule_lam import chunk_dual_delta_rule
 TWO_WAY = ("none", "slow", "all", "half")
 
 
-def memory_rule(q, k, v, log_decay, beta, chunk: int, two_way: str) -> torch.Tensor:
+def memory_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    chunk: int,
+    two_way: str,
+) -> torch.Tensor:
     """Answers [B, T, 2 H, V] of the fast and slow memories, in mode space, before their read weights.
 
     Args:
@@ -37,17 +45,29 @@ def memory_rule(q, k, v, log_decay, beta, chunk: int, two_way: str) -> torch.Ten
     return torch.stack([fast, slow], 3).flatten(2, 3)
 
 
-def one_way_rule(q, k, v, log_decay, beta) -> torch.Tensor:
+def one_way_rule(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor
+) -> torch.Tensor:
     """As `memory_rule` with "none", for one or two memories a head."""
     return _package_rule(q, k, v, log_decay, beta, mode=0)
 
 
-def two_way_rule(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
+def two_way_rule(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor, chunk: int
+) -> torch.Tensor:
     """As `one_way_rule`, every token reading after the last token of its chunk."""
     return _package_rule(q, k, v, log_decay, beta, mode=1, two_way_chunk=chunk)
 
 
-def _package_rule(q, k, v, log_decay, beta, mode: int, two_way_chunk: int | None = None) -> torch.Tensor:
+def _package_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    mode: int,
+    two_way_chunk: int | None = None,
+) -> torch.Tensor:
     """Each memory as a head of its own of the package's rule, in one mode (0 fast, 1 slow) with the other empty."""
     memories = v.shape[2] // q.shape[2]
     q = q.repeat_interleave(memories, 2)
@@ -55,17 +75,25 @@ def _package_rule(q, k, v, log_decay, beta, mode: int, two_way_chunk: int | None
     weights = torch.zeros_like(log_decay).unsqueeze(-1).repeat(1, 1, 1, 2)
     weights[..., mode] = 1
     answer, _ = chunk_dual_delta_rule(
-        q=q.float(), k=k.float(), v=v.float(), beta=beta, log_decay=torch.stack([log_decay, log_decay], -1),
-        write=weights, read=weights, two_way_chunk=two_way_chunk,
-    )  # fmt: skip
+        q=q.float(),
+        k=k.float(),
+        v=v.float(),
+        beta=beta,
+        log_decay=torch.stack([log_decay, log_decay], -1),
+        write=weights,
+        read=weights,
+        two_way_chunk=two_way_chunk,
+    )
     return answer
 
 
-def _every_second_head(q, k, v, log_decay, beta, chunk: int) -> torch.Tensor:
+def _every_second_head(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor, chunk: int
+) -> torch.Tensor:
     heads = q.shape[2]
     v, log_decay, beta = (x.unflatten(2, (heads, 2)) for x in (v, log_decay, beta))
 
-    def part(first: int, two_way: str):
+    def part(first: int, two_way: str) -> torch.Tensor:
         """Every second head from `first` on: [B, T, H / 2, 2, V]."""
         ours, decays, strengths = (x[:, :, first::2].flatten(2, 3) for x in (v, log_decay, beta))
         answer = memory_rule(q[:, :, first::2], k[:, :, first::2], ours, decays, strengths, chunk, two_way)

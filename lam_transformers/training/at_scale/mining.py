@@ -30,7 +30,7 @@ class Mixture:
         share: of the larger teacher in a cosine.
     """
 
-    def __init__(self, base: torch.Tensor, large: torch.Tensor, share: float = 0.6):
+    def __init__(self, base: torch.Tensor, large: torch.Tensor, share: float = 0.6) -> None:
         self.base = base
         self.large = large
         self.share = share
@@ -42,7 +42,7 @@ class Mixture:
         """[N, D + D']: embeddings whose products are the weighted means of the two teachers' cosines."""
         return torch.cat([self.base[rows] * math.sqrt(1 - self.share), self.large[rows] * math.sqrt(self.share)], 1)
 
-    def concatenated(self, rows) -> torch.Tensor:
+    def concatenated(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, D + D']: both with the same weight."""
         return torch.cat([self.base[rows], self.large[rows]], 1)
 

@@ -17,15 +17,17 @@ import json
 import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ...io.files import read_records
 from ...io.loading import locate_model
+from ..data import EVALUATION_FILES, read_file_list
 from .dev_sets import DevSets
 from .texts import say
 
@@ -33,14 +35,8 @@ PAIR_KINDS = (
     "arxiv_title", "medquad", "squad", "trecqa", "trivia", "altlex", "wikisplit", "simplify", "mrpc", "nli", "scitldr",
     "sentence_of_passage", "next_chunk", "leading_sentence", "stsb",
 )  # fmt: skip
-# Evaluation sets whose texts must not be trained on: (file, fields).
-EVALUATION_TEXTS = (
-    ("sts/stsb_dev.jsonl.gz", ("sentence1", "sentence2")),
-    ("sts/stsb_test.jsonl.gz", ("sentence1", "sentence2")),
-    ("sts/sickr_dev.jsonl.gz", ("sentence1", "sentence2")),
-    ("retrieval/cranfield/queries.jsonl.gz", ("text",)),
-    ("retrieval/cisi/queries.jsonl.gz", ("text",)),
-)
+# The fields of evaluation sets (recipes/evaluation_files.txt) whose texts must not be trained on.
+EVALUATION_FIELDS = ("sentence1", "sentence2", "text")
 # The share of each file of single texts that is taken.
 TEXT_SHARES = {
     "tatoeba_en": 0.35,
@@ -80,7 +76,11 @@ class PoolSettings:
 
 
 def letters_and_digits(text: str) -> str:
-    """What decides whether two texts are the same one: ASCII letters and digits in lower case."""
+    """What decides whether two texts of the pool are the same one: ASCII letters and digits in lower case.
+
+    `data.normalise` keeps letters of all scripts. The pool was built with this rule, and which of its texts are equal
+    decides every number in it, so the rule stays.
+    """
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
@@ -97,7 +97,7 @@ class PoolBuilder:
         settings: see `PoolSettings`.
     """
 
-    def __init__(self, data: Path, settings: PoolSettings):
+    def __init__(self, data: Path, settings: PoolSettings) -> None:
         self.data = data
         self.settings = settings
         self.random = random.Random(settings.seed)
@@ -112,12 +112,13 @@ class PoolBuilder:
         self._number_of: dict[str, int] = {}
         self._banned = {
             letters_and_digits(record[field])
-            for file, fields in EVALUATION_TEXTS
+            for file in read_file_list(EVALUATION_FILES)
             for record in self.records(file)
-            for field in fields
+            for field in EVALUATION_FIELDS
+            if field in record
         }
 
-    def records(self, name: str):
+    def records(self, name: str) -> Iterator[dict[str, Any]]:
         """The records of a file of the data folder."""
         return read_records(self.data / name)
 
@@ -308,7 +309,7 @@ class PoolBuilder:
             self.long_documents.append(" ".join(row["text"].split()))
 
     def read_single_texts(self) -> None:
-        """Sentences, captions, questions and messages that stand alone."""
+        """Sentences, captions, questions and messages that belong to nothing else."""
         for name, share in TEXT_SHARES.items():
             for row in self.records(f"text/{name}.jsonl.gz"):
                 source = str(row.get("source", ""))
@@ -318,9 +319,9 @@ class PoolBuilder:
 
     # Writing
 
-    def write(self, out: Path, tokenizer) -> None:
+    def write(self, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Tokenise and write the folder. tokenizer: of transformers, with a vocabulary below 65,536."""
-        encoder = Encoder(tokenizer)
+        encoder = TokenEncoder(tokenizer)
         out.mkdir(parents=True, exist_ok=True)
         rows: list[np.ndarray] = []
         for start in range(0, len(self.texts), 20000):
@@ -350,14 +351,14 @@ class PoolBuilder:
         say(f"{len(self.texts)} texts, {sum(map(len, rows))} tokens, {len(self.pairs)} pairs")
 
 
-class Encoder:
+class TokenEncoder:
     """Texts to token ids without special tokens.
 
     Args:
         tokenizer: of transformers.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

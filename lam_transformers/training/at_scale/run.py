@@ -13,18 +13,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...checkpoints.export import export_model, save_tokenizer
 from ...checkpoints.init import lam_from_bert
+from ...io.loading import locate_model
 from ...model.modeling_lam import LAMModel
 from .dev_scores import DevScores
+from .pool_teacher import BASE, load_teacher
 from .settings import RunSettings
 from .steps import Distillation, LongTexts, Reader, Retrieval, SentenceSimilarity, StepResult, Targets, TeacherData
 from .student import Student
-from .teachers import BASE, load_teacher, locate_model
 from .texts import Pool, half_precision, mean_pool, say
 
 # The share of the learning rate that each group of parameters has. Embeddings rest in the first fifth of the run.
@@ -67,7 +69,7 @@ class MixedRun:
         base: the base model: first teacher, where an untrained LAM starts, and whose tokenizer is used.
         device: cuda or cpu.
         compiled: compile the student's elementwise parts.
-        limit: use only the first so many texts of the pool, as in teachers.py.
+        limit: number of first texts of the pool that are used, as in teachers.py; None: all.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class MixedRun:
         device: torch.device | str = "cpu",
         compiled: bool = False,
         limit: int | None = None,
-    ):
+    ) -> None:
         self.settings = settings
         self.out = out
         self.base = base
@@ -117,8 +119,8 @@ class MixedRun:
         self.tokens = 0
         self.counts = dict.fromkeys(self.steps, 0)
 
-    def _parameter_groups(self) -> list[dict]:
-        members: dict[str, list] = {name: [] for name in GROUP_SCALES}
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        members: dict[str, list[torch.nn.Parameter]] = {name: [] for name in GROUP_SCALES}
         for name, parameter in self.model.named_parameters():
             group = "embeddings" if "embeddings" in name else "memory" if ".memory." in name else "other"
             members[group].append(parameter)
@@ -238,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=defaults.budget, help="tokens of a batch of distillation")
     parser.add_argument("--queries", type=int, default=defaults.queries, help="queries of a batch of retrieval")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--limit", type=int, default=None, help="use only the first so many texts of the pool")
+    parser.add_argument("--limit", type=int, default=None, help="number of first texts of the pool that are used")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the student's elementwise parts")
     options = parser.parse_args(arguments)

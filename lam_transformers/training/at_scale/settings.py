@@ -48,7 +48,7 @@ class RunSettings:
     chunk_tokens: int = 254
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.two_way not in ("none", "slow"):
             raise ValueError(f"two_way must be 'none' or 'slow', which a LAM can have, got {self.two_way!r}.")
         if len(self.long_lengths) != len(self.long_shares):

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from ...scoring.pooling import mean_pool
 from ..losses import similarity_loss
 from .losses import hidden_loss, row_divergence
+from .pool_teacher import PoolTeacher
 from .settings import RunSettings
 from .student import Student
-from .teachers import Teacher
 from .texts import Pool, half_precision
 
 
@@ -48,7 +48,7 @@ class TeacherData:
         near_pairs, near_scores: [P, 2] and [P], scored by the cross-encoder.
     """
 
-    def __init__(self, folder: Path, pool: Pool):
+    def __init__(self, folder: Path, pool: Pool) -> None:
         device = pool.device
         count = len(pool)
         self.base = torch.load(folder / "base.pt", map_location=device)
@@ -74,7 +74,7 @@ class Targets:
         alpha: share of the larger teacher in a cosine.
     """
 
-    def __init__(self, data: TeacherData, alpha: float):
+    def __init__(self, data: TeacherData, alpha: float) -> None:
         self.data = data
         self.alpha = alpha
         width = data.base.shape[1]
@@ -112,7 +112,7 @@ class Reader:
         student, pool, settings: of the run.
     """
 
-    def __init__(self, student: Student, pool: Pool, settings: RunSettings):
+    def __init__(self, student: Student, pool: Pool, settings: RunSettings) -> None:
         self.student = student
         self.texts = pool.texts
         self.limit = settings.max_tokens
@@ -124,7 +124,7 @@ class Reader:
             states = self.student(ids, mask)
         return mean_pool(states, mask)
 
-    def with_states(self, rows: torch.Tensor):
+    def with_states(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """Embeddings [N, D], all states, ids [N, T] and mask [N, T] of texts of like length."""
         with half_precision(self.texts.device):
             ids, mask = self.texts.batch(rows, self.limit)
@@ -140,6 +140,7 @@ class Reader:
         return embeddings[back]
 
     def token_count(self, rows: torch.Tensor) -> int:
+        """Tokens of these texts, special ones included."""
         return self.texts.token_count(rows, self.limit)
 
 
@@ -163,7 +164,15 @@ class Distillation:
     SIMILARITY_TEXTS = 1536
     TEMPERATURE = 0.05
 
-    def __init__(self, reader: Reader, targets: Targets, teacher: Teacher, pool: Pool, settings: RunSettings, random):
+    def __init__(
+        self,
+        reader: Reader,
+        targets: Targets,
+        teacher: PoolTeacher,
+        pool: Pool,
+        settings: RunSettings,
+        random: np.random.Generator,
+    ) -> None:
         self.reader = reader
         self.targets = targets
         self.teacher = teacher
@@ -262,7 +271,14 @@ class Retrieval:
     CONTRAST_TEMPERATURE = 0.03
     MARGIN = 0.01
 
-    def __init__(self, reader: Reader, targets: Targets, pool: Pool, settings: RunSettings, random):
+    def __init__(
+        self,
+        reader: Reader,
+        targets: Targets,
+        pool: Pool,
+        settings: RunSettings,
+        random: np.random.Generator,
+    ) -> None:
         self.reader = reader
         self.targets = targets
         self.device = pool.device
@@ -301,11 +317,11 @@ class Retrieval:
         labelled = self.random.random() < self.LABELLED_SHARE
         queries, documents = self._labelled() if labelled else self._mined()
         asked = self.reader.in_parts(queries, 2)
-        found = self.reader.in_parts(documents, 4)
+        read = self.reader.in_parts(documents, 4)
         with torch.no_grad():
             wanted = self.targets.similarity(queries, documents)
             same = documents[None, :] == queries[:, None]
-        ours = asked @ found.T
+        ours = asked @ read.T
         divergence = row_divergence(
             ours.masked_fill(same, -9), wanted.masked_fill(same, -9), self.DIVERGENCE_TEMPERATURE
         )
@@ -314,7 +330,7 @@ class Retrieval:
         if labelled:
             contrast = self._contrast(ours, wanted, same, documents)
         rows = torch.cat([queries, documents])
-        base, large = self.targets.anchors(torch.cat([asked, found]), rows)
+        base, large = self.targets.anchors(torch.cat([asked, read]), rows)
         loss = 1.5 * divergence + 60 * error + 0.35 * contrast + 2 * base + 3 * large
         parts = {
             "retrieval divergence": divergence,
@@ -326,7 +342,9 @@ class Retrieval:
             parts["contrast"] = contrast
         return StepResult(loss, parts, self.reader.token_count(rows))
 
-    def _contrast(self, ours, wanted, same, documents) -> torch.Tensor:
+    def _contrast(
+        self, ours: torch.Tensor, wanted: torch.Tensor, same: torch.Tensor, documents: torch.Tensor
+    ) -> torch.Tensor:
         """Cross entropy of finding the document of each query, and half of it for the query of each document.
 
         What the teachers hold for as near as the labelled document, less a margin, is no negative. ours, wanted, same:
@@ -354,7 +372,14 @@ class SentenceSimilarity:
     ORDERED_PAIRS = 512
     TIE = 0.02
 
-    def __init__(self, reader: Reader, targets: Targets, pool: Pool, settings: RunSettings, random):
+    def __init__(
+        self,
+        reader: Reader,
+        targets: Targets,
+        pool: Pool,
+        settings: RunSettings,
+        random: np.random.Generator,
+    ) -> None:
         self.reader = reader
         self.targets = targets
         self.pool = pool
@@ -412,7 +437,14 @@ class LongTexts:
 
     CONTRAST_TEMPERATURE = 0.05
 
-    def __init__(self, student: Student, teacher: Teacher, pool: Pool, settings: RunSettings, random):
+    def __init__(
+        self,
+        student: Student,
+        teacher: PoolTeacher,
+        pool: Pool,
+        settings: RunSettings,
+        random: np.random.Generator,
+    ) -> None:
         self.student = student
         self.teacher = teacher
         self.device = pool.device

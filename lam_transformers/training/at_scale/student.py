@@ -11,19 +11,38 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...model.modeling_lam import LAMModel
 from .memory_rule import memory_rule
 
 
 def prepare_memory(
-    projected, per_head, mask, conv_weight, conv_bias, decay_bias, bilinear, temperature,
-    flux_in_weight, flux_in_bias, flux_out_weight, flux_out_bias, cos: float, sin: float, heads: int, look_ahead: int,
-):  # fmt: skip
+    projected: torch.Tensor,
+    per_head: torch.Tensor,
+    mask: torch.Tensor,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor,
+    decay_bias: torch.Tensor,
+    bilinear: torch.Tensor,
+    temperature: torch.Tensor,
+    flux_in_weight: torch.Tensor,
+    flux_in_bias: torch.Tensor,
+    flux_out_weight: torch.Tensor,
+    flux_out_bias: torch.Tensor,
+    cos: float,
+    sin: float,
+    heads: int,
+    look_ahead: int,
+) -> tuple[torch.Tensor, ...]:
     """Everything between the first product of a memory layer and its rule.
 
     Args:
         projected: [B, T, 3 D] before the convolution.
         per_head: [B, T, 5 H]: beta, slow, fast, gate_fast, gate_slow.
         mask: [B, T, 1] float, 0 for padding, which writes nothing and forgets nothing.
+        conv_weight, conv_bias, decay_bias, bilinear, temperature, flux_in_weight, flux_in_bias, flux_out_weight,
+            flux_out_bias: parameters of the layer, see model/memory_lam.py.
+        cos, sin: of the rotation into mode space.
+        heads: H.
         look_ahead: taps of the convolution that lie after the token.
 
     Returns:
@@ -60,7 +79,9 @@ def prepare_memory(
     return q_low, k_low, v.to(dtype), log_decay, beta, read
 
 
-def finish_memory(answers, read, norm_weight, gate, eps: float):
+def finish_memory(
+    answers: torch.Tensor, read: torch.Tensor, norm_weight: torch.Tensor, gate: torch.Tensor, eps: float
+) -> torch.Tensor:
     """Everything between the rule and the last product: answers [B, T, 2 H, V], read [B, T, H, 2] -> [B, T, D]."""
     heads = read.shape[2]
     o = (read.unsqueeze(-1) * answers.float().unflatten(2, (heads, 2))).sum(3)
@@ -68,16 +89,20 @@ def finish_memory(answers, read, norm_weight, gate, eps: float):
     return o.flatten(2) * torch.sigmoid(gate.float())
 
 
-def add_and_normalise(x, y, weight, bias, eps: float):
+def add_and_normalise(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
     """LayerNorm(x + y), [B, T, D] float32."""
     return F.layer_norm(x.float() + y.float(), (x.shape[-1],), weight, bias, eps)
 
 
-def _unit(x):
+# These two are model/memory_lam.py's, written once more as plain functions without a guard for float64, so that
+# torch.compile fuses them into `prepare_memory`. The test of the student compares the whole with the model.
+def _unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
-def _to_modes(fast, slow, cos: float, sin: float):
+def _to_modes(fast: torch.Tensor, slow: torch.Tensor, cos: float, sin: float) -> torch.Tensor:
     return torch.stack([cos * fast - sin * slow, sin * fast + cos * slow], -1)
 
 
@@ -94,7 +119,9 @@ class Student(nn.Module):
     Raises ValueError if the model has no low-rank gate.
     """
 
-    def __init__(self, model, two_way: str = "none", chunk: int = 64, look_ahead: int = 0, compiled: bool = False):
+    def __init__(
+        self, model: LAMModel, two_way: str = "none", chunk: int = 64, look_ahead: int = 0, compiled: bool = False
+    ) -> None:
         super().__init__()
         if not model.config.output_gate_rank:
             raise ValueError(f"output_gate_rank must be positive, got {model.config.output_gate_rank}.")
@@ -107,7 +134,7 @@ class Student(nn.Module):
             functions = [torch.compile(function, dynamic=True) for function in functions]
         self._prepare, self._finish, self._normalise = functions
 
-    def forward(self, ids, mask, all_states: bool = False):
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, all_states: bool = False) -> Any:
         """ids [B, T] and mask [B, T] bool -> the last states [B, T, D], or the embeddings and every layer's states."""
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         x = self.model.embeddings(ids, None, torch.zeros_like(ids), position)
@@ -121,7 +148,7 @@ class Student(nn.Module):
             states.append(x)
         return states if all_states else x
 
-    def _memory(self, memory, x, mask):
+    def _memory(self, memory: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, T, D] -> [B, T, D]. mask: [B, T, 1] float."""
         projected = memory.in_proj(x)
         sizes = [3 * memory.heads * memory.width, 5 * memory.heads, memory.gate_size]
@@ -129,10 +156,23 @@ class Student(nn.Module):
         flux = memory.flux
         with torch.autocast(x.device.type, enabled=False):
             q, k, v, log_decay, beta, read = self._prepare(
-                inputs, per_head, mask, memory.conv1d.weight, memory.conv1d.bias, memory.decay_bias,
-                flux.bilinear, flux.temperature, flux.in_proj.weight, flux.in_proj.bias,
-                flux.out_proj.weight, flux.out_proj.bias, memory.cos, memory.sin, memory.heads, self.look_ahead,
-            )  # fmt: skip
+                inputs,
+                per_head,
+                mask,
+                memory.conv1d.weight,
+                memory.conv1d.bias,
+                memory.decay_bias,
+                flux.bilinear,
+                flux.temperature,
+                flux.in_proj.weight,
+                flux.in_proj.bias,
+                flux.out_proj.weight,
+                flux.out_proj.bias,
+                memory.cos,
+                memory.sin,
+                memory.heads,
+                self.look_ahead,
+            )
             answers = memory_rule(q, k, v, log_decay, beta, self.chunk, self.two_way)
         gate = memory.gate_proj(gate)
         with torch.autocast(x.device.type, enabled=False):

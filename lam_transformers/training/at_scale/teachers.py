@@ -12,91 +12,14 @@ Two teachers: the base model, from which the student also starts (all-MiniLM-L6-
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
 
-from ...io.loading import locate_model
 from .cross_encoder import CrossEncoderSettings, label_near_pairs
 from .mining import Mixture, cluster_texts, mine_documents
+from .pool_teacher import BASE, LARGE, load_teacher
 from .texts import Pool, embed, say
-
-BASE = "all-MiniLM-L6-v2"
-LARGE = "sentence-transformers/all-mpnet-base-v2"
-
-
-@dataclass
-class Teacher:
-    """An encoder that reads the pool's token ids.
-
-    Attributes:
-        model: of transformers, frozen.
-        table: [vocabulary of the pool], the teacher's id of each of the pool's tokens; None: the same ids.
-        special: the teacher's ids of "cls", "sep" and "pad".
-    """
-
-    model: torch.nn.Module
-    table: torch.Tensor | None
-    special: dict[str, int]
-
-    @property
-    def width(self) -> int:
-        config: Any = self.model.config
-        return config.hidden_size
-
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The last states [B, T, D] for the pool's ids [B, T] and mask [B, T] bool."""
-        return self.model(input_ids=self._own(ids, mask), attention_mask=mask.long()).last_hidden_state
-
-    def all_states(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The embeddings and every layer's states, [B, T, D] each."""
-        own = self._own(ids, mask)
-        return self.model(input_ids=own, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-
-    def _own(self, ids, mask):
-        if self.table is None:
-            return ids
-        return torch.where(mask, self.table[ids], torch.full_like(ids, self.special["pad"]))
-
-
-def vocabulary_map(tokenizer, other) -> torch.Tensor:
-    """The id in `other` of every token of `tokenizer`, [vocabulary] int64.
-
-    Both are BERT's word pieces with other numbers and other names of the special tokens; a token that `other` lacks
-    becomes its unknown token.
-    """
-    roles = ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
-    names = {getattr(tokenizer, role): getattr(other, role) for role in roles}
-    vocabulary = tokenizer.get_vocab()
-    known = other.get_vocab()
-    table = torch.full((max(vocabulary.values()) + 1,), known[other.unk_token], dtype=torch.long)
-    for token, number in vocabulary.items():
-        name = names.get(token, token)
-        if name in known:
-            table[number] = known[name]
-    return table
-
-
-def load_teacher(name: str, device: torch.device, pool_base: str | None = None) -> Teacher:
-    """A frozen teacher in float32.
-
-    Args:
-        name: folder or Hub id.
-        device: where it goes.
-        pool_base: the model whose tokenizer the pool was written with, if the teacher has another one.
-    """
-    path = locate_model(name)
-    model = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    special = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
-    table = None
-    if pool_base is not None:
-        own = AutoTokenizer.from_pretrained(locate_model(pool_base), trust_remote_code=False)
-        table = vocabulary_map(own, tokenizer).to(device)
-    return Teacher(model.to(device).eval().requires_grad_(False), table, special)
 
 
 def write_teachers(
@@ -108,7 +31,17 @@ def write_teachers(
     device: torch.device,
     limit: int | None = None,
 ) -> None:
-    """Write the folder `out` for the pool `data`. limit: use only the first so many texts."""
+    """Write the folder `out` for the pool `data`.
+
+    Args:
+        data: folder of the pool.
+        out: folder to write.
+        base: first teacher; its tokenizer is the pool's.
+        large: second teacher.
+        settings: of the cross-encoder.
+        device: where the teachers run.
+        limit: number of first texts that are used; None: all.
+    """
     out.mkdir(parents=True, exist_ok=True)
     pool = Pool(data, device, limit)
     base_teacher = load_teacher(base, device)
@@ -138,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--base", default=BASE, help="first teacher; its tokenizer is the pool's")
     parser.add_argument("--large", default=LARGE, help="second teacher")
-    parser.add_argument("--limit", type=int, default=None, help="use only the first so many texts")
+    parser.add_argument("--limit", type=int, default=None, help="number of first texts that are used")
     settings = CrossEncoderSettings()
     parser.add_argument("--near-pairs", type=int, default=settings.near_pairs, help="pairs that get a score")
     parser.add_argument("--nli-pairs", type=int, default=settings.nli_pairs)

@@ -19,7 +19,7 @@ def say(*what: object) -> None:
     print(f"[{time.time() - _START:7.1f}]", *what, flush=True)
 
 
-def half_precision(device: torch.device):
+def half_precision(device: torch.device) -> torch.autocast:
     """Autocast to bfloat16 on a GPU; on a CPU everything stays float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
@@ -34,7 +34,7 @@ class Texts:
         device: where the ids go.
     """
 
-    def __init__(self, ids: np.ndarray, lengths: np.ndarray, special: dict[str, int], device: torch.device):
+    def __init__(self, ids: np.ndarray, lengths: np.ndarray, special: dict[str, int], device: torch.device) -> None:
         self.device = device
         self.special = special
         self.flat = torch.from_numpy(ids.astype(np.int32)).to(device)
@@ -69,10 +69,10 @@ class Pool:
     Args:
         folder: the pool.
         device: where the texts go.
-        limit: use only the first so many texts, and the pairs among them; None: all.
+        limit: number of first texts that are used, with the pairs among them; None: all.
     """
 
-    def __init__(self, folder: Path, device: torch.device, limit: int | None = None):
+    def __init__(self, folder: Path, device: torch.device, limit: int | None = None) -> None:
         self.folder = folder
         self.device = device
         meta = json.loads((folder / "meta.json").read_text())

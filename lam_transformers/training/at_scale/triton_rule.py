@@ -9,6 +9,8 @@ Alphabet: B texts, T tokens, H heads, M memories a head, K = V head size. This m
 where it is used.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,10 +21,22 @@ STATE_BYTES = 12e9
 
 @triton.jit
 def _forward(
-    query, key, value, log_decay, beta, output, states, time, chunk,
-    HEADS: tl.constexpr, MEMORIES: tl.constexpr, WIDTH: tl.constexpr, KEEP_STATES: tl.constexpr,
-    LAST_ONLY: tl.constexpr, ALL: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    log_decay,
+    beta,
+    output,
+    states,
+    time,
+    chunk,
+    HEADS: tl.constexpr,
+    MEMORIES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEEP_STATES: tl.constexpr,
+    LAST_ONLY: tl.constexpr,
+    ALL: tl.constexpr,
+):
     """Writes output [B, T, H M, V]; with KEEP_STATES only the decayed states before each token, [B, T, H M, K, V].
 
     Two ways read: with ALL every memory, with LAST_ONLY the last one of each head, else none.
@@ -33,7 +47,7 @@ def _forward(
     head = memory // MEMORIES
     line = tl.arange(0, WIDTH)
     square = line[:, None] * WIDTH + line[None, :]
-    # Where this program's first token is; a token further is so many numbers further.
+    # Where this program's first token is; the next one is a step further.
     key_at = (text * time * HEADS + head) * WIDTH + line
     value_at = (text * time * HEADS * MEMORIES + memory) * WIDTH + line
     number_at = text * time * HEADS * MEMORIES + memory
@@ -71,9 +85,26 @@ def _forward(
 
 @triton.jit
 def _backward(
-    query, key, value, log_decay, beta, states, d_output, d_query, d_key, d_value, d_log_decay, d_beta, time, chunk,
-    HEADS: tl.constexpr, MEMORIES: tl.constexpr, WIDTH: tl.constexpr, LAST_ONLY: tl.constexpr, ALL: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    log_decay,
+    beta,
+    states,
+    d_output,
+    d_query,
+    d_key,
+    d_value,
+    d_log_decay,
+    d_beta,
+    time,
+    chunk,
+    HEADS: tl.constexpr,
+    MEMORIES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LAST_ONLY: tl.constexpr,
+    ALL: tl.constexpr,
+):
     """Gradients of all inputs. d_query and d_key are one a memory, [B, T, H M, K]; the caller sums them over M."""
     program = tl.program_id(0).to(tl.int64)
     text = program // (HEADS * MEMORIES)
@@ -137,23 +168,47 @@ class MemoryRule(torch.autograd.Function):
     """The rule with its gradients; use `memory_rule`."""
 
     @staticmethod
-    def forward(ctx, q, k, v, log_decay, beta, chunk, two_way):
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        log_decay: torch.Tensor,
+        beta: torch.Tensor,
+        chunk: int,
+        two_way: str,
+    ) -> torch.Tensor:
+        """Arguments as of `memory_rule`."""
         q, k, v, log_decay, beta = (x.contiguous() for x in (q, k, v, log_decay, beta))
         batch, time, heads, width = q.shape
         memories = v.shape[2] // heads
         output = torch.empty_like(v)
         _forward[(batch * heads * memories,)](
-            q, k, v, log_decay, beta, output, output, time, chunk,
-            HEADS=heads, MEMORIES=memories, WIDTH=width, KEEP_STATES=False,
-            LAST_ONLY=two_way == "slow", ALL=two_way == "all", num_warps=1,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            log_decay,
+            beta,
+            output,
+            output,
+            time,
+            chunk,
+            HEADS=heads,
+            MEMORIES=memories,
+            WIDTH=width,
+            KEEP_STATES=False,
+            LAST_ONLY=two_way == "slow",
+            ALL=two_way == "all",
+            num_warps=1,
+        )
         ctx.chunk = chunk
         ctx.two_way = two_way
         ctx.save_for_backward(q, k, v, log_decay, beta)
         return output
 
     @staticmethod
-    def backward(ctx, d_output):
+    def backward(ctx: Any, d_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of the arguments of `forward`."""
         q, k, v, log_decay, beta = ctx.saved_tensors
         d_output = d_output.contiguous()
         batch, time, heads, width = q.shape
@@ -172,18 +227,24 @@ class MemoryRule(torch.autograd.Function):
             gradients = [x[part] for x in (d_q, d_k, d_v, d_log_decay, d_beta)]
             programs = len(inputs[0]) * heads * memories
             states = torch.empty(programs * time, width * width, dtype=torch.float16, device=q.device)
-            _forward[(programs,)](
-                *inputs, v, states, time, ctx.chunk, **sizes, KEEP_STATES=True, **ways, num_warps=1
-            )  # fmt: skip
+            _forward[(programs,)](*inputs, v, states, time, ctx.chunk, **sizes, KEEP_STATES=True, **ways, num_warps=1)
             _backward[(programs,)](
                 *inputs, states, d_output[part], *gradients, time, ctx.chunk, **sizes, **ways, num_warps=1
-            )  # fmt: skip
+            )
         d_q = d_q.unflatten(2, (heads, memories)).sum(3)
         d_k = d_k.unflatten(2, (heads, memories)).sum(3)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v, d_log_decay, d_beta, None, None
 
 
-def memory_rule(q, k, v, log_decay, beta, chunk: int, two_way: str) -> torch.Tensor:
+def memory_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    chunk: int,
+    two_way: str,
+) -> torch.Tensor:
     """What the memories answer: [B, T, H M, V] in v's dtype.
 
     Args:
