@@ -31,6 +31,7 @@ rules Z = R' S (docs/ALGORITHM.md); what is called fast and slow here are these 
 import contextlib
 import itertools
 import math
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -39,6 +40,26 @@ from torch.nn import functional as F
 _BLOCK = 8
 # Tokens that are worked on at once: what lies between two products then stays near the processor.
 _BLOCK_TOKENS = 1024
+
+
+class MemoryRule(Protocol):
+    """What every face of the rule is, and whatever is put in its place (`LAMMemory.rule`): see the module."""
+
+    def __call__(
+        self,
+        *,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        beta: torch.Tensor,
+        log_decay: torch.Tensor,
+        write: torch.Tensor,
+        read: torch.Tensor,
+        state: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        chunk_size: int | None = None,
+        two_way_chunk: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def recurrent_dual_delta_rule(
@@ -220,7 +241,7 @@ def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size, two_way_
     log_decay, write, read = (
         _to_chunks(x, steps, size).movedim(-1, 0).contiguous() for x in (log_decay, write, read)
     )  # [2, H, B, S, C]
-    decay = _DecayMatrix.apply(log_decay)  # [2, H, B, S, C, C]
+    decay = decay_matrix(log_decay)  # [2, H, B, S, C, C]
     beta_k = beta.unsqueeze(-1) * k
     transposed = k.transpose(-1, -2)
     inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
@@ -274,8 +295,13 @@ def _to_chunks(x, steps, size):
     return x.unflatten(1, (steps, size)).movedim(3, 0)
 
 
+def decay_matrix(log_decay: torch.Tensor) -> torch.Tensor:
+    """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C], with gradients."""
+    return _DecayMatrix.apply(log_decay)
+
+
 class _DecayMatrix(torch.autograd.Function):
-    """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C].
+    """`decay_matrix` and its gradient.
 
     The running sum is float64 where the device has it, and is subtracted in two halves: a difference of two large
     float32 sums would lose the digits of a small one behind a strong forgetting. Backward sums D * grad over

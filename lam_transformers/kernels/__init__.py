@@ -7,7 +7,8 @@ layer is torch's. "torch" is the model's own code and always there. The choice i
 native or fla where they apply, torch otherwise. That is wherever operations are recorded or replaced (torch.compile,
 torch.export, torch.jit.trace, torch.func, fake tensors) or parts of the layer are (hooks, adapters, tensors that are
 quantised, offloaded or anything but plain). The environment variable LAM_BACKEND, or `use_backend`, forces one of them;
-a forced backend that cannot run is an error, never a silent fall back.
+a forced backend that cannot run is an error, never a silent fall back. A layer that was given a rule of its own
+(`LAMMemory.rule`) runs that, in torch, whatever is asked for.
 """
 
 import contextlib
@@ -79,6 +80,8 @@ def why_recorded() -> str | None:
 
 def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that inference of this `LAMMemory` takes. Raises RuntimeError if a forced one cannot."""
+    if getattr(memory, "rule", None) is not None:
+        return "torch"
     name = requested()
     if name == "torch" or (name == "auto" and torch.compiler.is_compiling()):
         return "torch"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_lam import LAMConfig
-from .delta_rule_lam import dual_delta_rule, no_autocast
+from .delta_rule_lam import MemoryRule, dual_delta_rule, no_autocast
 from .packing_lam import PaddedTexts
 
 try:  # an accelerator, where the package lam-transformers is installed
@@ -78,7 +78,15 @@ class ResonanceFlux(nn.Module):
 
 
 class LAMMemory(nn.Module):
-    """The dual-timescale memory that stands where BERT has softmax attention (docs/ALGORITHM.md)."""
+    """The dual-timescale memory that replaces BERT's softmax attention (docs/ALGORITHM.md).
+
+    Attributes:
+        rule: None, or a callable that this layer runs in place of `dual_delta_rule`, with its keyword-only arguments
+            and return value. It comes before any accelerator: a layer that has one runs in torch, whichever backend is
+            asked for. It is not saved.
+    """
+
+    rule: MemoryRule | None = None
 
     def __init__(self, config: LAMConfig):
         super().__init__()
@@ -108,15 +116,18 @@ class LAMMemory(nn.Module):
         """
         projected = self.in_proj(x)
         if not isinstance(texts, PaddedTexts):
-            return self.read(projected, texts, memory, conv)
+            return self.after_projection(projected, texts, memory, conv)
         projected = texts.to_left(projected)
-        y, memory, conv = self.read_left(projected, texts.left, texts.lengths, memory, conv)
+        y, memory, conv = self.after_projection_left(projected, texts.left, texts.lengths, memory, conv)
         return texts.to_places(y), memory, conv
 
-    def read(self, projected, texts, memory=None, conv=None):
+    def after_projection(self, projected, texts, memory=None, conv=None):
         """All of the layer behind its first product, which gave projected [B, T, 3 D + 5 H + gate]."""
         size, heads = self.heads * self.width, self.heads
-        if kernels is not None and (done := kernels.memory_layer(self, projected, texts, memory, conv)) is not None:
+        done = None
+        if self.rule is None and kernels is not None:
+            done = kernels.memory_layer(self, projected, texts, memory, conv)
+        if done is not None:
             return self.out_proj(done[0].to(projected.dtype)), *done[1:]
         qkv, per_head, gate = projected.split([3 * size, 5 * heads, self.gate_size], dim=-1)
         qkv, conv = self._convolve(qkv.to(self.conv1d.weight.dtype), texts, conv)
@@ -127,10 +138,14 @@ class LAMMemory(nn.Module):
         log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
         psi = self.flux(q, k).to(q.dtype)
         read_fast, read_slow = (torch.sigmoid(gates[0]) * (1 - psi), torch.sigmoid(gates[1]) * psi)
-        rule = (None if kernels is None else kernels.memory_rule(self, projected)) or dual_delta_rule
+        rule = self.rule
+        if rule is None and kernels is not None:
+            rule = kernels.memory_rule(self, projected)
+        if rule is None:
+            rule = dual_delta_rule
         o, memory = rule(
             q=q, k=k, v=v, beta=torch.sigmoid(beta), log_decay=torch.stack([log_fast, log_slow], dim=-1),
-            write=self._to_modes(1 - psi, psi), read=self._to_modes(read_fast, read_slow),
+            write=self.to_modes(1 - psi, psi), read=self.to_modes(read_fast, read_slow),
             state=memory, cu_seqlens=None if texts is None else texts.cu_seqlens, chunk_size=self.chunk_size,
             two_way_chunk=self.two_way_chunk,
         )  # fmt: skip
@@ -139,8 +154,10 @@ class LAMMemory(nn.Module):
             o = o * torch.sigmoid(gate if self.gate_proj is None else self.gate_proj(gate))
         return self.out_proj(o.to(projected.dtype)), memory, conv
 
-    def read_left(self, projected, real, lengths, memory=None, conv=None):
-        """`read` where padding follows the real tokens of each row: it writes nothing, forgets nothing, is not kept.
+    def after_projection_left(self, projected, real, lengths, memory=None, conv=None):
+        """`after_projection` where padding follows the real tokens of each row.
+
+        The padding writes nothing, forgets nothing and is not kept.
 
         real: [B, T, 1] bool; lengths: [B], how many are real. What is given for the padding means nothing.
         """
@@ -150,14 +167,14 @@ class LAMMemory(nn.Module):
         )
         never = torch.where(real, 0.0, 1e4).to(projected.dtype)  # sigmoid(-1e4) is 0, logsigmoid(1e4) is 0
         projected = torch.cat([qkv, beta - never, decays + never, rest], dim=-1)
-        y, memory, _ = self.read(projected, None, memory, conv)
+        y, memory, _ = self.after_projection(projected, None, memory, conv)
         if conv is not None:
             inputs = torch.cat([conv, qkv.to(conv.dtype)], dim=1)
             last = lengths.unsqueeze(1) + torch.arange(conv.shape[1], device=conv.device)  # [B, kernel - 1]
             conv = inputs.gather(1, last.unsqueeze(-1).expand(-1, -1, inputs.shape[-1]))
         return y, memory, conv
 
-    def _to_modes(self, fast, slow):
+    def to_modes(self, fast, slow):
         """R' (fast, slow): weights of the two memories in mode space, [..., 2]."""
         return torch.stack([self.cos * fast - self.sin * slow, self.sin * fast + self.cos * slow], dim=-1)
 

@@ -10,7 +10,7 @@ import torch
 
 from ..evaluation.data import Data
 from ..evaluation.models import load_encoder, model_record
-from ..evaluation.research.ablation import ABLATIONS, FULL, Tasks, ablated_rule, keep_off, with_lam, without
+from ..evaluation.research.ablation import ABLATIONS, FULL, Tasks, keep_off, with_lam, without
 from ..evaluation.suite import Context, Settings
 from ..io.results import write_result
 
@@ -73,13 +73,12 @@ def retrain_ablations(
             student = lam_from_bert(base_path(base), output_gate_rank=gate)
             if name != FULL:
                 student = without(student, name)
-            with ablated_rule(name):
-                distiller = Distiller(student, teacher, encoder.tokenizer, table, config, folder, dev)
-                if name != FULL:
-                    keep_off(student, name)
-                say(f"{name}, seed {seed}: {steps} updates")
-                progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
-                found[seed][name] = tasks.score(with_lam(encoder, student.eval()))
+            distiller = Distiller(student, teacher, encoder.tokenizer, table, config, folder, dev)
+            if name != FULL:
+                keep_off(student, name)
+            say(f"{name}, seed {seed}: {steps} updates")
+            progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
+            found[seed][name] = tasks.score(with_lam(encoder, student.eval()))
             say(f"{name}, seed {seed}: {progress.tokens:,} tokens, loss {progress.losses.get('loss', 0.0):.4f}")
     numbers = {
         "rows": _over_seeds([tasks.compare(scores) for scores in found.values()]),
