@@ -2,6 +2,7 @@
 """LAMConfig: everything that decides the shapes and the equations of a LAM."""
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -24,8 +25,7 @@ LARGEST = {
 
 @strict
 class LAMConfig(PreTrainedConfig):
-    r"""
-    The configuration of a [`LAMModel`]. The defaults are those of LAM-base-v1.
+    r"""The configuration of a [`LAMModel`]. The defaults are those of LAM-base-v1.
 
     Args:
         vocab_size (`int`): number of token ids.
@@ -85,7 +85,7 @@ class LAMConfig(PreTrainedConfig):
     use_cache: bool = False
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             if not 1 <= getattr(self, name) <= largest:
@@ -131,7 +131,7 @@ class LAMConfig(PreTrainedConfig):
             raise ValueError(f"two_way_chunk must be None or from 1 to 1024, got {self.two_way_chunk}.")
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; whatever does not fit, the error is a ValueError of one line."""
         try:
             return super().from_dict(config_dict, **kwargs)

@@ -1,13 +1,19 @@
 """LAMEncoder: a LAM folder in one line, without remote code."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..model.checks_lam import check_is_lam, read_json
 from .session import LAMSession
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
 
 
 def is_own_module(entry: Any) -> bool:
@@ -30,7 +36,7 @@ class LAMEncoder:
         ValueError: if it is another model's folder, or its files do not belong together.
     """
 
-    def __init__(self, path: str | os.PathLike = "LAM-base-v1", device: str | None = None, **kwargs):
+    def __init__(self, path: str | os.PathLike[str] = "LAM-base-v1", device: str | None = None, **kwargs: Any) -> None:
         path = os.fspath(path)
         where = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
         check_is_lam(path, cache_dir=kwargs.get("cache_folder"), **where)
@@ -42,28 +48,27 @@ class LAMEncoder:
             reason = " ".join(str(error).split())[:300]
             raise OSError(f"{path} cannot be loaded ({type(error).__name__}: {reason}); get it again.") from error
 
-    def encode(self, texts: str | list[str], **kwargs) -> np.ndarray:
-        """[D] for one text, [texts, D] for several; arguments as `SentenceTransformer.encode`."""
+    def encode(self, texts: str | list[str], **kwargs: Any) -> Any:
+        """Embeddings, [D] of one text, [texts, D] of several; arguments as `SentenceTransformer.encode`."""
         return self.model.encode(texts, **kwargs)
 
-    def similarity(self, first, second):
+    def similarity(self, first: Any, second: Any) -> torch.Tensor:
         """Cosine similarities [A, B] of two sets of embeddings, or of texts."""
-        first, second = (self._embeddings(x) for x in (first, second))
-        return self.model.similarity(first, second)
+        return self.model.similarity(self._embeddings(first), self._embeddings(second))
 
-    def _embeddings(self, given):
+    def _embeddings(self, given: Any) -> Any:
         texts = isinstance(given, str) or (isinstance(given, list) and all(isinstance(x, str) for x in given))
         return self.encode([given] if isinstance(given, str) else given) if texts else given
 
-    def encode_stream(self, pieces: Iterable[str]) -> np.ndarray:
-        """[D]: the embedding of the text that the pieces make together, in constant memory."""
+    def encode_stream(self, pieces: Iterable[str]) -> np.ndarray[Any, Any]:
+        """The embedding [D] of the text that the pieces make together, in constant memory."""
         session = LAMSession(self.model)
         for piece in pieces:
             session.append(piece)
         return session.embedding()
 
 
-def _load(path: str, device: str | None, kwargs: dict[str, Any]):
+def _load(path: str, device: str | None, kwargs: dict[str, Any]) -> SentenceTransformer:
     """The SentenceTransformer of a LAM folder; what follows the LAM is what modules.json says, or normalisation."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize
@@ -74,11 +79,12 @@ def _load(path: str, device: str | None, kwargs: dict[str, Any]):
     names = ("revision", "token", "local_files_only", "cache_folder")
     where = {name: kwargs[name] for name in names if name in kwargs}
 
-    def found(name: str, kind: type):
+    def read(name: str, kind: type) -> Any:
         file = load_file_path(path, name, **where)
         return read_json(file, kind) if file else kind()
 
-    settings, entries = found("config_sentence_transformers.json", dict), found("modules.json", list)
+    settings = read("config_sentence_transformers.json", dict)
+    entries = read("modules.json", list)
     modules: list[Any] = [LAMTransformer.load(path, **kwargs)]
     if entries and is_own_module(entries[0]):
         for entry in entries[1:]:
@@ -93,7 +99,9 @@ def _load(path: str, device: str | None, kwargs: dict[str, Any]):
     else:
         modules.append(Normalize())
     return SentenceTransformer(
-        modules=modules, device=device, prompts=settings.get("prompts"),
+        modules=modules,
+        device=device,
+        prompts=settings.get("prompts"),
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
-    )  # fmt: skip
+    )

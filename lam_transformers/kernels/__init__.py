@@ -56,7 +56,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not_native(layer, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the native kernel cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}"
@@ -64,7 +64,7 @@ def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | No
         return native.why_missing()
     if dtype not in native.FLOATS:
         return f"it computes in float32, the model in {dtype}"
-    return why_recorded() or native.why_not_layer(memory)
+    return why_recorded() or native.why_not_layer(layer)
 
 
 def why_recorded() -> str | None:
@@ -78,9 +78,9 @@ def why_recorded() -> str | None:
     return None
 
 
-def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
+def backend_of(layer, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that inference of this `LAMMemory` takes. Raises RuntimeError if a forced one cannot."""
-    if getattr(memory, "rule", None) is not None:
+    if getattr(layer, "rule", None) is not None:
         return "torch"
     name = requested()
     if name == "torch" or (name == "auto" and torch.compiler.is_compiling()):
@@ -88,7 +88,7 @@ def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
     if torch.compiler.is_compiling():
         raise RuntimeError(f"The {name} backend was asked for, but only torch's own code can be compiled or exported.")
     name = name if name != "auto" else "fla" if device.type == "cuda" else "native"
-    reason = (fla.why_not if name == "fla" else why_not_native)(memory, dtype, device)
+    reason = (fla.why_not if name == "fla" else why_not_native)(layer, dtype, device)
     if reason is None:
         return name
     _decline(reason, name)
@@ -107,11 +107,11 @@ def _decline(reason: str, name: str = "native") -> None:
         logger.info("LAM runs in pure torch; the accelerator does not apply: %s.", reason)
 
 
-def memory_layer(memory, projected, texts, state, conv):
+def memory_layer(layer, projected, texts, state, conv):
     """The inside of a memory layer: everything between its first projection and its last.
 
     Args:
-        memory: the `LAMMemory`.
+        layer: the `LAMMemory`.
         projected: [B, T, 3 D + 5 H + gate], what its `in_proj` gives.
         texts: the `PackedTexts` of a packed row, or None.
         state: [B, H, 2, K, V] or None.
@@ -123,17 +123,17 @@ def memory_layer(memory, projected, texts, state, conv):
 
     Raises RuntimeError if a backend was forced that cannot run.
     """
-    if backend_of(memory, projected.dtype, projected.device) != "native":
+    if backend_of(layer, projected.dtype, projected.device) != "native":
         return None
-    reason = native.why_not_numbers(memory, projected, texts, state, conv)
-    done = None if reason else native.memory_layer(memory, projected, texts, state, conv)
+    reason = native.why_not_numbers(layer, projected, texts, state, conv)
+    done = None if reason else native.memory_layer(layer, projected, texts, state, conv)
     if done is None:
         _decline(reason or "it has no gradients through a carried state")
     return done
 
 
 def finish_layer(layer, x, y):
-    """The rest of a layer behind its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
+    """The rest of a layer after its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
 
     The products are torch's; bias and GELU, and each sum with its LayerNorm, are one pass of the native kernel.
 
@@ -155,9 +155,9 @@ def finish_layer(layer, x, y):
     return native.finish_layer(layer, x, y)
 
 
-def memory_rule(memory, x):
+def memory_rule(layer, x):
     """The memory rule for a layer that runs in torch: fla's, or None for the model's own.
 
     x: what the layer's first projection gave. Raises RuntimeError if a backend was forced that cannot run.
     """
-    return fla.dual_delta_rule if backend_of(memory, x.dtype, x.device) == "fla" else None
+    return fla.dual_delta_rule if backend_of(layer, x.dtype, x.device) == "fla" else None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...model.delta_rule_lam import decay_matrix, dual_delta_rule
-from ...model.packing_lam import SEGMENT
+from ...model.packing_lam import SEGMENT, text_by_text
 from ...model.state_lam import LAMState
 from ..models import Encoder
 
@@ -45,12 +45,7 @@ def additive_rule(
     """
     tokens = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "write": write, "read": read}
     if cu_seqlens is not None:
-        parts = []
-        for i, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
-            text = {name: x[:, start:end] for name, x in tokens.items()}
-            first = None if state is None else state[i : i + 1]
-            parts.append(additive_rule(**text, state=first, two_way_chunk=two_way_chunk))
-        return torch.cat([o for o, _ in parts], dim=1), torch.cat([z for _, z in parts])
+        return text_by_text(additive_rule, list(tokens.values()), state, cu_seqlens, two_way_chunk)
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     size, outputs = two_way_chunk or chunk_size or 64, []
     with torch.autocast(v.device.type, enabled=False):
