@@ -30,10 +30,10 @@ class LAMConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`): number of token ids.
         hidden_size (`int`): width D of the model and of its embeddings; `num_attention_heads` must divide it.
-        num_hidden_layers (`int`): number of layers, each a memory and a feed-forward block.
+        num_hidden_layers (`int`): number of layers, each a memory and a feed-forward network.
         num_attention_heads (`int`): number H of memory heads, each with keys and values of width D / H.
-        intermediate_size (`int`): width of the feed-forward block.
-        hidden_act (`str`): activation of the feed-forward block.
+        intermediate_size (`int`): width of the feed-forward network.
+        hidden_act (`str`): activation of the feed-forward network.
         position_table_size (`int`): rows of the position table. It does not limit the length of a text: every token
             beyond it takes the last row. (There is no `max_position_embeddings`: tools would truncate texts there.)
         type_vocab_size (`int`): rows of the token type table.

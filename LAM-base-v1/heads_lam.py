@@ -45,7 +45,7 @@ class LAMWithHead(LAMPreTrainedModel):
     """The encoder `lam` and what all heads share.
 
     `forward` takes what `LAMModel.forward` does, other than a state: what was read before could not be pooled, and the
-    outputs have no place for what comes after. `model.lam` reads texts piece by piece.
+    outputs have no place for what comes after. `model.lam` reads texts in segments.
     """
 
     def __init__(self, config: LAMConfig) -> None:

@@ -77,7 +77,7 @@ class LAMEmbeddings(nn.Module):
 
 
 class LAMFeedForward(nn.Module):
-    """The feed-forward block of BERT: x -> W2 act(W1 x)."""
+    """The feed-forward network of BERT: x -> W2 act(W1 x)."""
 
     def __init__(self, config: LAMConfig) -> None:
         super().__init__()

@@ -177,8 +177,8 @@ class LAMTransformer(InputModule, Pooling):
         rows: list[Any] = tokenizer.encode(["" if i in long else text for i, text in enumerate(texts)])
         rows = [row if len(row) <= limit else row[: limit - len(tokenizer.closing)] + tokenizer.closing for row in rows]
         for i in long:
-            pieces = tokenizer.segments(texts[i], 4096, None if limit == UNLIMITED else limit)
-            rows[i] = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in pieces])
+            segments = tokenizer.segments(texts[i], 4096, None if limit == UNLIMITED else limit)
+            rows[i] = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in segments])
         return rows
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> TextFeatures:

@@ -1,5 +1,5 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""Texts of any length in pieces: tokenised with the ids of one go, pooled while they are read."""
+"""Texts of any length: tokenised in pieces with the ids of one go, read in segments, pooled while they are read."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ a forced backend that cannot run is an error, never a silent fall back. A layer 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def why_not_native(layer, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not_native(layer: Any, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the native kernel cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}"
@@ -78,7 +79,7 @@ def why_recorded() -> str | None:
     return None
 
 
-def backend_of(layer, dtype: torch.dtype, device: torch.device) -> str:
+def backend_of(layer: Any, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that inference of this `LAMMemory` takes. Raises RuntimeError if a forced one cannot."""
     if getattr(layer, "rule", None) is not None:
         return "torch"
@@ -107,7 +108,9 @@ def _decline(reason: str, name: str = "native") -> None:
         logger.info("LAM runs in pure torch; the accelerator does not apply: %s.", reason)
 
 
-def memory_layer(layer, projected, texts, state, conv):
+def memory_layer(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
     """The inside of a memory layer: everything between its first projection and its last.
 
     Args:
@@ -132,7 +135,7 @@ def memory_layer(layer, projected, texts, state, conv):
     return done
 
 
-def finish_layer(layer, x, y):
+def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
     """The rest of a layer after its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
 
     The products are torch's; bias and GELU, and each sum with its LayerNorm, are one pass of the native kernel.
@@ -155,7 +158,7 @@ def finish_layer(layer, x, y):
     return native.finish_layer(layer, x, y)
 
 
-def memory_rule(layer, x):
+def memory_rule(layer: Any, x: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     """The memory rule for a layer that runs in torch: fla's, or None for the model's own.
 
     x: what the layer's first projection gave. Raises RuntimeError if a backend was forced that cannot run.

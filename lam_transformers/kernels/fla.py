@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from packaging.version import Version
@@ -35,12 +36,12 @@ def why_missing() -> str | None:
 
 
 @functools.cache
-def load() -> Callable:
+def load() -> Callable[..., Any]:
     """fla's `chunk_gated_delta_rule`. Raises ImportError where fla is missing."""
     return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
 
 
-def why_not(layer, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not(layer: Any, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why fla cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
     if device.type != "cuda":
         return f"flash-linear-attention runs on CUDA, the model is on {device}"
@@ -52,7 +53,18 @@ def why_not(layer, dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
+    *,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    log_decay: torch.Tensor,
+    write: torch.Tensor,
+    read: torch.Tensor,
+    state: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    two_way_chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `delta_rule_lam.dual_delta_rule`; `chunk_size` is accepted and ignored.
 
@@ -96,7 +108,9 @@ def dual_delta_rule(
     return o.to(v.dtype), last.unflatten(1, (heads, 2))
 
 
-def _two_way(tokens, state, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _two_way(
+    tokens: dict[str, torch.Tensor], state: torch.Tensor | None, cu_seqlens: torch.Tensor | None, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The rule with two-way reading: the fast mode as it is, the slow one over each chunk's tokens twice.
 
     The first time they write, the second time they read: a token with beta = 0 and log_decay = 0 changes nothing.

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,6 +113,7 @@ def library() -> Library | None:
 
 
 def why_missing() -> str:
+    """Why this installation has no kernel, where it has none."""
     return (
         f"it was not compiled when lam-transformers was installed (no C compiler that can build it, {sys.platform}), "
         "or from other sources than these"
@@ -134,7 +136,7 @@ def _openmp_team() -> int | None:
     return None
 
 
-def why_not_layer(layer) -> str | None:
+def why_not_layer(layer: Any) -> str | None:
     """Why this `LAMMemory` cannot run in the kernel, or None.
 
     The kernel reads the parameters' memory: each has to be a plain tensor on the CPU, of the shape it is built for. And
@@ -165,7 +167,7 @@ def why_not_layer(layer) -> str | None:
     return None
 
 
-def _chunk(layer) -> int | None:
+def _chunk(layer: Any) -> int | None:
     """Tokens of a chunk after which the slow memory is read (two-way reading), or None: after each token."""
     return getattr(layer, "two_way_chunk", None)
 
@@ -174,7 +176,7 @@ _PLAIN = (nn.Parameter, torch.Tensor)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_plain(x, shape=None) -> bool:
+def is_plain(x: Any, shape: tuple[int, ...] | None = None) -> bool:
     """Whether x is a floating-point tensor in this process' own memory, no subclass, of the given shape."""
     plain = type(x) in _PLAIN and x.is_cpu and x.dtype in FLOATS and x.layout == torch.strided
     return plain and (shape is None or x.shape == shape)
@@ -191,7 +193,7 @@ def _untouched(module: nn.Module) -> bool:
     )
 
 
-def _parameters(layer) -> list[torch.Tensor | None]:
+def _parameters(layer: Any) -> list[torch.Tensor | None]:
     """As struct lam_layer has them. From `_parameters`: whatever takes the place of a parameter is none."""
     modules = layer._modules
     own = layer._parameters
@@ -245,7 +247,7 @@ def _shapes(heads: int) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _why_not_parameters(layer, parameters) -> str:
+def _why_not_parameters(layer: Any, parameters: list[torch.Tensor | None]) -> str:
     """What is wrong with the parameters of a layer of which something is."""
     sizes = {"head size": (layer.width, WIDTH)}
     if parameters[0] is not None and parameters[0].ndim:
@@ -261,7 +263,7 @@ def _why_not_parameters(layer, parameters) -> str:
     raise AssertionError("All parameters are what they should be.")
 
 
-def describe(x) -> str:
+def describe(x: Any) -> str:
     """A tensor, or what is in its place, in words."""
     if not isinstance(x, torch.Tensor):
         return "missing" if x is None else f"a {type(x).__name__}"
@@ -270,7 +272,9 @@ def describe(x) -> str:
     return f"{kind}{layout}{x.dtype} {list(x.shape)} on {x.device}"
 
 
-def why_not_numbers(layer, projected, texts, state, conv) -> str | None:
+def why_not_numbers(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> str | None:
     """Why the kernel cannot read the tensors of this call, or None. Raises ValueError for a state of other shapes."""
     heads = layer.heads
     size = heads * WIDTH
@@ -295,7 +299,9 @@ def why_not_numbers(layer, projected, texts, state, conv) -> str | None:
     return None
 
 
-def memory_layer(layer, projected, texts, state, conv):
+def memory_layer(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
     """As `kernels.memory_layer`, native and nothing else; None if the output gate is no plain tensor."""
     batch, time = projected.shape[:2]
     heads = layer.heads
@@ -326,9 +332,9 @@ def memory_layer(layer, projected, texts, state, conv):
     return y.view(batch, time, size), state, conv
 
 
-def _ready(x):
+def _ready(x: torch.Tensor) -> torch.Tensor:
     """Rows of unit stride that the kernel can read, starting where the tensor starts."""
-    return x if x is None or (x.stride(-1) == 1 and (x.ndim < 2 or x.stride(0) >= x.shape[1])) else x.contiguous()
+    return x if x.stride(-1) == 1 and (x.ndim < 2 or x.stride(0) >= x.shape[1]) else x.contiguous()
 
 
 def _pointer(x: torch.Tensor | None) -> int | None:
@@ -456,7 +462,7 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
     return [x.reshape(p.shape).to(p.dtype) for x, p in zip(gradients, parameters, strict=True)]
 
 
-def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
+def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
     modules = layer._modules
     middle = modules["feed_forward"]
@@ -476,7 +482,7 @@ def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
     return all(is_plain(p, s) and p.dtype == torch.float32 for p, s in zip(numbers, shapes, strict=True))
 
 
-def finish_layer(layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """As `kernels.finish_layer`, native and nothing else."""
     first = layer.feed_forward.in_proj
     second = layer.feed_forward.out_proj
@@ -496,7 +502,9 @@ def gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def add_norm(norm: nn.LayerNorm, x, y, bias, out) -> torch.Tensor:
+def add_norm(
+    norm: nn.LayerNorm, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
     """norm(x + y + bias), written to `out`, which may be x or y.
 
     x, y, out [T, D], contiguous; bias [D] or None; float32.

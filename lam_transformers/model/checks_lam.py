@@ -349,6 +349,6 @@ def weights_checksum(path: str | os.PathLike[str]) -> str:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        while block := file.read(1 << 20):
-            digest.update(block)
+        while data := file.read(1 << 20):
+            digest.update(data)
     return digest.hexdigest()

@@ -1,5 +1,5 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""LAMState: what LAM carries from one piece of a text to the next."""
+"""LAMState: what LAM carries from one segment of a text to the next."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def check_state(model: LAMModel, state: LAMState, batch: int) -> None:
     if not torch.compiler.is_compiling() and (reason := state.damage(None if spread else device_of(model))):
         raise ValueError(f"cache cannot be read on from: {reason}.")
     check_place(model, state)
-    # While training, the weights change from one piece of a text to the next.
+    # While training, the weights change from one segment of a text to the next.
     if not model.training and state.fingerprint != (expected := model.fingerprint()):
         if not wrote(model, state.fingerprint):
             raise ValueError(

@@ -56,7 +56,7 @@ def check_weights(path: str) -> None:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        while block := file.read(1 << 20):
-            digest.update(block)
+        while data := file.read(1 << 20):
+            digest.update(data)
     if digest.hexdigest() != expected:
         raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")

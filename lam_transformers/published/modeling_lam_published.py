@@ -1,7 +1,7 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
 """The forward pass of the published LAM checkpoints, as it was, for the people who have their embeddings.
 
-It is no recurrence that could read a text in pieces: a convolution looks one token ahead, and how a text is cut into
+It is no recurrence that could read a text in segments: a convolution looks one token ahead, and how a text is cut into
 chunks depends on its whole length. New models should be a `LAMModel`. Shapes: B texts of one and the same length, T
 time, L padded time, H heads, K = V head size, D = H K hidden size, N chunks of C tokens.
 """
@@ -27,7 +27,7 @@ CHUNK = {"flat": 128, "main": 32}
 ENTRIES_AT_ONCE = 1 << 24
 WHOLE_TEXTS = (
     "The published rules read whole texts only: their convolution looks one token ahead and their chunks follow from "
-    "the length of the whole text, so a text read in pieces or packed after another would get another embedding. "
+    "the length of the whole text, so a text read in segments or packed after another would get another embedding. "
     "Give each text whole, in a padded batch with its attention_mask; a LAMModel streams and packs."
 )
 
