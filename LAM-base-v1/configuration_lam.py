@@ -2,6 +2,7 @@
 """LAMConfig: everything that decides the shapes and the equations of a LAM."""
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -24,16 +25,15 @@ LARGEST = {
 
 @strict
 class LAMConfig(PreTrainedConfig):
-    r"""
-    The configuration of a [`LAMModel`]. The defaults are those of LAM-base-v1.
+    r"""The configuration of a [`LAMModel`]. The defaults are those of LAM-base-v1.
 
     Args:
         vocab_size (`int`): number of token ids.
         hidden_size (`int`): width D of the model and of its embeddings; `num_attention_heads` must divide it.
-        num_hidden_layers (`int`): number of layers, each a memory and a feed-forward block.
+        num_hidden_layers (`int`): number of layers, each a memory and a feed-forward network.
         num_attention_heads (`int`): number H of memory heads, each with keys and values of width D / H.
-        intermediate_size (`int`): width of the feed-forward block.
-        hidden_act (`str`): activation of the feed-forward block.
+        intermediate_size (`int`): width of the feed-forward network.
+        hidden_act (`str`): activation of the feed-forward network.
         position_table_size (`int`): rows of the position table. It does not limit the length of a text: every token
             beyond it takes the last row. (There is no `max_position_embeddings`: tools would truncate texts there.)
         type_vocab_size (`int`): rows of the token type table.
@@ -85,7 +85,7 @@ class LAMConfig(PreTrainedConfig):
     use_cache: bool = False
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             if not 1 <= getattr(self, name) <= largest:
@@ -131,7 +131,7 @@ class LAMConfig(PreTrainedConfig):
             raise ValueError(f"two_way_chunk must be None or from 1 to 1024, got {self.two_way_chunk}.")
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; whatever does not fit, the error is a ValueError of one line."""
         try:
             return super().from_dict(config_dict, **kwargs)

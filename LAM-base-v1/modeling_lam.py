@@ -20,10 +20,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checks_lam import check_inputs, check_loaded, check_weights, is_traced, real_tokens
 from .configuration_lam import LAMConfig
-from .delta_rule_lam import starting_decay_bias
-from .memory_lam import LAMConvolution, LAMMemory, ResonanceFlux
+from .memory_lam import LAMConvolution, LAMMemory, ResonanceFlux, starting_decay_bias
 from .packing_lam import PackedTexts, PaddedTexts, positions, segment_size, unpack
-from .state_lam import LAMState, check_state, device_of, fingerprint_of, one_state, state_shapes
+from .state_lam import LAMState, check_place, check_state, device_of, fingerprint_of, one_state, state_shapes
 
 try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
@@ -33,10 +32,12 @@ except ImportError:
 
 @dataclass
 class LAMModelOutput(ModelOutput):
-    """
-    last_hidden_state: [B, T, D], zero where the attention mask is zero.
-    cache: the `LAMState` after the last token, with `use_cache=True` or when one was handed in; also `cache_params`.
-    hidden_states: embeddings and the output of each layer, [B, T, D] each, with `output_hidden_states=True`.
+    """What `LAMModel.forward` returns.
+
+    Attributes:
+        last_hidden_state: [B, T, D], zero where the attention mask is zero.
+        cache: the `LAMState` after the last token, with `use_cache=True` or when one was handed in.
+        hidden_states: embeddings and the output of each layer, [B, T, D] each, with `output_hidden_states=True`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -45,53 +46,68 @@ class LAMModelOutput(ModelOutput):
 
     @property
     def cache_params(self) -> LAMState | None:
+        """Another name of `cache`, Mamba's."""
         return self.cache
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> Any:
         return super().__getitem__("cache" if k == "cache_params" else k)
 
 
 class LAMEmbeddings(nn.Module):
     """Word + position + token type, then LayerNorm, as BERT; positions beyond the table take its last row."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.position_table_size, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids, inputs_embeds, token_type_ids, position_ids):
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        token_type_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """[B, T, D] of ids [B, T], or of word embeddings [B, T, D] in their place."""
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         positions = self.position_embeddings(position_ids.clamp(max=self.position_embeddings.num_embeddings - 1))
         return self.LayerNorm(words + positions + self.token_type_embeddings(token_type_ids))
 
 
 class LAMFeedForward(nn.Module):
-    """x -> W2 act(W1 x), as BERT."""
+    """The feed-forward network of BERT: x -> W2 act(W1 x)."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__()
         self.in_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [B, T, D] -> [B, T, D]."""
         return self.out_proj(self.act(self.in_proj(x)))
 
 
 class LAMLayer(GradientCheckpointingLayer):
-    """x = LayerNorm(x + memory(x)); x = LayerNorm(x + feed_forward(x))"""
+    """One layer: x = LayerNorm(x + memory(x)), then x = LayerNorm(x + feed_forward(x))."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__()
         self.memory = LAMMemory(config)
         self.memory_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = LAMFeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x, texts=None, memory=None, conv=None):
-        """Shapes as `LAMMemory.forward`."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        texts: PackedTexts | PaddedTexts | None = None,
+        memory: torch.Tensor | None = None,
+        conv: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The layer's output [B, T, D], and its memory and conv: arguments and shapes as `LAMMemory.forward`."""
         y, memory, conv = self.memory(x, texts, memory, conv)
         done = None if kernels is None else kernels.finish_layer(self, x, y)
         if done is None:
@@ -101,6 +117,8 @@ class LAMLayer(GradientCheckpointingLayer):
 
 
 class LAMPreTrainedModel(PreTrainedModel):
+    """What the encoder and the models with heads share: loading, saving and how weights start."""
+
     config_class = LAMConfig
     config: LAMConfig
     base_model_prefix = "lam"
@@ -112,7 +130,13 @@ class LAMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers, but damaged or incomplete weights are an error, never a half-random encoder."""
         if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
             check_weights(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
@@ -121,7 +145,7 @@ class LAMPreTrainedModel(PreTrainedModel):
         check_loaded(model, info, pretrained_model_name_or_path, kwargs)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder names the classes of the heads, too, and gets their code."""
         from .heads_lam import AUTO_MAP  # here, because heads_lam imports this file
 
@@ -129,7 +153,7 @@ class LAMPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         config = self.config
         if isinstance(module, ResonanceFlux):
@@ -140,7 +164,7 @@ class LAMPreTrainedModel(PreTrainedModel):
             # Set below; drawn here so that a seed gives the model that it gave when this was an nn.Conv1d.
             init.normal_(module.weight, mean=0.0, std=config.initializer_range)
         elif isinstance(module, LAMMemory):
-            # The convolution starts as the identity, the flux and the output gate (or what stands for it) at one half.
+            # The convolution starts as the identity, the flux and the output gate (or what replaces it) at one half.
             taps = len(module.conv1d.weight[0, 0])
             init.copy_(module.conv1d.weight, torch.eye(taps)[-1].expand_as(module.conv1d.weight))
             init.zeros_(module.conv1d.bias)
@@ -153,17 +177,19 @@ class LAMPreTrainedModel(PreTrainedModel):
 class LAMModel(LAMPreTrainedModel):
     """The LAM encoder. Mean-pool `last_hidden_state` over the real tokens and L2-normalise for a text embedding."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__(config)
         self.embeddings = LAMEmbeddings(config)
         self.layers = nn.ModuleList(LAMLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of word embeddings."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of word embeddings."""
         self.embeddings.word_embeddings = value
 
     @property
@@ -178,11 +204,11 @@ class LAMModel(LAMPreTrainedModel):
 
     def new_state(self, batch_size: int) -> LAMState:
         """The empty state of `batch_size` texts that have not begun."""
-        device, shapes = device_of(self), state_shapes(self.config, batch_size)
+        device = device_of(self)
+        shapes = state_shapes(self.config, batch_size)
         dtype = torch.float64 if self.embeddings.word_embeddings.weight.dtype == torch.float64 else torch.float32
-        memory, conv = (
-            [torch.zeros(shapes[name], dtype=dtype, device=device) for _ in self.layers] for name in ("memory", "conv")
-        )
+        memory = [torch.zeros(shapes["memory"], dtype=dtype, device=device) for _ in self.layers]
+        conv = [torch.zeros(shapes["conv"], dtype=dtype, device=device) for _ in self.layers]
         seen = torch.zeros(batch_size, dtype=torch.long, device=device)
         return LAMState(memory, conv, seen, self.fingerprint())
 
@@ -199,20 +225,26 @@ class LAMModel(LAMPreTrainedModel):
         return_dict: bool | None = None,
         cache_params: LAMState | None = None,
         past_key_values: LAMState | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> LAMModelOutput | tuple[torch.Tensor, ...]:
-        r"""
+        r"""Read texts, in rows with a mask, packed, or going on from a state.
+
         Args:
             input_ids: [B, T] token ids. Give these or `inputs_embeds`.
-            attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may stand anywhere in a row.
+            attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may be anywhere in a row.
             token_type_ids: [B, T], zeros if not given.
             position_ids: [B, T]; if not given, the number of real tokens of the text before each token.
             inputs_embeds: [B, T, D] word embeddings in place of `input_ids`.
             cache: the `LAMState` to go on from; it is updated when all is done, and after an exception as it was. Rows
-                are those of the batch, or the texts of a packed row. Also as `cache_params` or `past_key_values`.
+                are those of the batch, or the texts of a packed row.
             use_cache: return the state after the last token. A row may then be wholly masked.
-            cu_seq_lens_q: [N + 1] bounds of N texts packed one behind the other in one row (B = 1).
-            output_hidden_states (in kwargs): also return the embeddings and the output of each layer.
+            cu_seq_lens_q: [N + 1] bounds of N texts concatenated in one row (B = 1).
+            return_dict: False for a tuple.
+            cache_params: another name of `cache`.
+            past_key_values: another name of `cache`.
+            kwargs: `output_hidden_states` also returns the embeddings and the output of each layer;
+                `cache_is_checked` says that the caller has had this state checked with these weights and that nobody
+                changed either since.
 
         Returns:
             `LAMModelOutput`, or a tuple with `return_dict=False`.
@@ -221,6 +253,7 @@ class LAMModel(LAMPreTrainedModel):
             ValueError: for inputs that do not fit together, ids outside the tables, NaN in `inputs_embeds` (both on the
                 CPU only), or a state of another model or batch.
         """
+        cache_is_checked = kwargs.pop("cache_is_checked", False)
         cache = one_state(cache=cache, cache_params=cache_params, past_key_values=past_key_values)
         given = check_inputs(self, input_ids, inputs_embeds, token_type_ids, position_ids)
         batch, time = given.shape[:2]
@@ -240,11 +273,13 @@ class LAMModel(LAMPreTrainedModel):
             )
         if use_cache and cache is None:
             cache = self.new_state(batch if texts is None else len(texts.lengths))
-        elif use_cache:
+        elif cache is not None and cache_is_checked:
+            check_place(self, cache)
+        elif cache is not None:
             check_state(self, cache, batch if texts is None else len(texts.lengths))
         size = (1, texts.total) if isinstance(texts, PackedTexts) else (batch, time)
         if position_ids is None:
-            position_ids = positions(texts, size, None if cache is None else cache.seen, given)
+            position_ids = positions(texts, size, None if cache is None else cache.seen, given.device)
         if token_type_ids is None:
             token_type_ids = torch.zeros(size, dtype=torch.long, device=given.device)
         x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
@@ -252,7 +287,8 @@ class LAMModel(LAMPreTrainedModel):
         # The layers work on a copy, which is taken over at the very end: after an exception nothing has changed.
         after = None if cache is None else cache.copy()
         output = self._read(x, texts, after, **kwargs)
-        last, hidden_states = output.last_hidden_state, output.hidden_states
+        last = output.last_hidden_state
+        hidden_states = output.hidden_states
         if real is not None and isinstance(texts, PackedTexts):
             last = unpack(last, places, batch, time)
             if hidden_states is not None:
@@ -260,18 +296,23 @@ class LAMModel(LAMPreTrainedModel):
         output = LAMModelOutput(last, cache if use_cache else None, hidden_states)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         result = output if return_dict else output.to_tuple()
-        if cache is not None:
+        if cache is not None and after is not None:
             after.seen = after.seen + (time if texts is None else texts.lengths)
             cache.become(after)
         return result
 
-    def _keeps_shape(self, real, options) -> bool:
-        """Whether rows with absent tokens stay rows: where the numbers in the mask are not known, and where gradients
-        of hidden states may be asked for, which have to be the ones that the layers saw."""
+    def _keeps_shape(self, real: torch.Tensor, options: dict[str, Any]) -> bool:
+        """Whether rows with absent tokens stay rows.
+
+        They do where the numbers in the mask are not known, and where gradients of hidden states may be asked for,
+        which have to be the ones that the layers saw.
+        """
         hidden = options.get("output_hidden_states", self.config.output_hidden_states)
         return is_traced(real) or bool(hidden and torch.is_grad_enabled())
 
-    def _read(self, x, texts, state, **kwargs) -> LAMModelOutput:
+    def _read(
+        self, x: torch.Tensor, texts: PackedTexts | PaddedTexts | None, state: LAMState | None, **kwargs: Any
+    ) -> LAMModelOutput:
         """All layers over x; without gradients, long texts in segments, whose size then decides the memory needed."""
         longest = int(texts.lengths.max()) if isinstance(texts, PackedTexts) else x.shape[1]
         whole = is_traced(x) or isinstance(texts, PaddedTexts) or torch.is_grad_enabled()
@@ -282,14 +323,18 @@ class LAMModel(LAMPreTrainedModel):
         state = self.new_state(len(x) if texts is None else len(texts.lengths)) if state is None else state
         last = torch.empty_like(x)
         for start in range(0, longest, size):
-            places, piece = slice(start, start + size), None
-            if texts is not None:
-                places, piece = texts.segment(start, size)
-            last[:, places] = self._run_layers(x[:, places], piece, state, return_dict=True, **kwargs).last_hidden_state
+            places: slice | torch.Tensor = slice(start, start + size)
+            segment = None
+            if isinstance(texts, PackedTexts):
+                places, segment = texts.segment(start, size)
+            output = self._run_layers(x[:, places], segment, state, return_dict=True, **kwargs)
+            last[:, places] = output.last_hidden_state
         return LAMModelOutput(last_hidden_state=last)
 
     @capture_outputs
-    def _run_layers(self, x, texts, state, **kwargs) -> LAMModelOutput:
+    def _run_layers(
+        self, x: torch.Tensor, texts: PackedTexts | PaddedTexts | None, state: LAMState | None, **kwargs: Any
+    ) -> LAMModelOutput:
         for i, layer in enumerate(self.layers):
             if state is None:
                 x = layer(x, texts)[0]

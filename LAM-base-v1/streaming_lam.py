@@ -1,15 +1,21 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""Texts of any length in pieces: tokenised with the ids of one go, pooled while they are read."""
+"""Texts of any length: tokenised in pieces with the ids of one go, read in segments, pooled while they are read."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import transformers
 
+if TYPE_CHECKING:
+    from .modeling_lam import LAMModel
+    from .state_lam import LAMState
+
 # A text may be cut before these characters: separators, ASCII punctuation other than brackets (special tokens have
-# those) and CJK ideographs. BERT's normalizer and pre-tokenizer break there whatever stands on either side.
+# those) and CJK ideographs. BERT's normalizer and pre-tokenizer break there whatever is on either side.
 _CUT = re.compile(
     "[ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     "!\"#$%&'*+,\\-./:;=?@\\\\^_`|~"
@@ -20,7 +26,7 @@ LONGEST_WORD = 1_000_000  # characters without a place to cut; the tokenizer nee
 _LONG_WORD = re.compile("([0-9A-Za-z]{1024})[0-9A-Za-z]+")
 
 
-def check_text(text) -> str:
+def check_text(text: object) -> str:
     """Return `text`. Raises ValueError, naming it, unless it is a string that UTF-8 can express."""
     if not isinstance(text, str):
         shown = repr(text)
@@ -40,19 +46,31 @@ def check_text(text) -> str:
 class TextTokenizer:
     """Token ids of texts, without padding or truncation, at once or in pieces.
 
-    Raises ValueError for a tokenizer without a `tokenizers` backend.
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+
+    Attributes:
+        opening: ids of the special tokens before a text.
+        closing: ids of the special tokens after it.
+        can_cut: whether a text may be tokenised in pieces.
+
+    Raises:
+        ValueError: for a tokenizer without a `tokenizers` backend.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise ValueError(f"LAM needs a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}.")
         self.backend = tokenizer.backend_tokenizer
-        bare, full = self._encode(["a"], False)[0].ids, self._encode(["a"], True)[0].ids
+        bare = self._encode(["a"], False)[0].ids
+        full = self._encode(["a"], True)[0].ids
         at = next(i for i in range(len(full) + 1) if full[i : i + len(bare)] == bare)
-        self.opening, self.closing = full[:at], full[at + len(bare) :]
+        self.opening: list[int] = full[:at]
+        self.closing: list[int] = full[at + len(bare) :]
         added = self.backend.get_added_tokens_decoder().values()
-        self.added = [token.content for token in added]
-        normalizer, model = self.backend.normalizer, self.backend.model
+        self.added: list[str] = [token.content for token in added]
+        normalizer = self.backend.normalizer
+        model = self.backend.model
         # Only what BERT's own normalizer, pre-tokenizer and WordPiece do is known to be the same in pieces.
         self.can_cut = (
             type(normalizer).__name__ == "BertNormalizer"
@@ -62,7 +80,7 @@ class TextTokenizer:
         )
         self.can_shorten = type(model).__name__ == "WordPiece" and model.max_input_chars_per_word < 1024
 
-    def _encode(self, texts, special: bool):
+    def _encode(self, texts: list[str], special: bool) -> list[Any]:
         if self.backend.padding is not None:
             self.backend.no_padding()
         if self.backend.truncation is not None:
@@ -90,16 +108,16 @@ class TextTokenizer:
         high = min(high, len(text) - 1)
         while self.can_cut and high >= low:
             begin = max(low, high - 255)
-            found = _CUT.search(text[begin : high + 1][::-1])
-            if found and not self._splits_added(text, high - found.start()):
-                return high - found.start()
-            high = high - found.start() - 1 if found else begin - 1
+            mark = _CUT.search(text[begin : high + 1][::-1])
+            if mark and not self._splits_added(text, high - mark.start()):
+                return high - mark.start()
+            high = high - mark.start() - 1 if mark else begin - 1
         return 0
 
     def _first_cut(self, text: str, low: int) -> int:
-        for found in _CUT.finditer(text, low):
-            if not self._splits_added(text, found.start()):
-                return found.start()
+        for mark in _CUT.finditer(text, low):
+            if not self._splits_added(text, mark.start()):
+                return mark.start()
         return 0
 
     def _splits_added(self, text: str, cut: int) -> bool:
@@ -111,7 +129,7 @@ class TextTokenizer:
         return self._encode([self.shorten(text)], False)[0].ids
 
     def piece_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a piece and the characters [start, end) that each stands for."""
+        """The ids of a piece and the characters [start, end) of each."""
         if len(text) > LONGEST_WORD:
             self._refuse(text)
         encoding = self._encode([text], False)[0]
@@ -126,7 +144,7 @@ class TextTokenizer:
             self._refuse(text)
         return text
 
-    def _refuse(self, text: str):
+    def _refuse(self, text: str) -> NoReturn:
         raise ValueError(
             f"The text holds {len(text):,} characters, from {text[:40]!r}..., without a space or any other place to "
             f"cut it; at most {LONGEST_WORD:,} can be tokenised at once."
@@ -139,12 +157,16 @@ class TextTokenizer:
         tokens, special tokens included.
         """
         room = None if limit is None else limit - len(self.closing)
-        waiting, count, done = list(self.opening), len(self.opening), 0
+        waiting = list(self.opening)
+        count = len(waiting)
+        done = 0
         for start, end in self.pieces(text):
-            ids, done = self.piece(text[start:end]), end
+            ids = self.piece(text[start:end])
+            done = end
             if room is not None and count + len(ids) > room:
                 ids = ids[: max(room - count, 0)]
-            waiting, count = waiting + ids, count + len(ids)
+            waiting = waiting + ids
+            count += len(ids)
             while len(waiting) > size:
                 yield waiting[:size], done
                 waiting = waiting[size:]
@@ -157,17 +179,23 @@ class TextTokenizer:
 
 
 class RunningPool:
-    """Pools token states [T, D] that come one segment after the other.
+    """Pools token states [T, D] that come one segment after the other; the running sum is float64.
 
-    mode: "mean", "max" or "lasttoken". The running sum is float64.
+    Args:
+        mode: "mean", "max" or "lasttoken".
+
+    Attributes:
+        count: the number of tokens pooled so far.
+        value: [D], their sum, maximum or last state; None before the first.
     """
 
-    def __init__(self, mode: str):
-        self.mode, self.count = mode, 0
-        self.value: torch.Tensor | None = None  # [D]: sum, maximum or last state so far
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.count = 0
+        self.value: torch.Tensor | None = None
 
     def add(self, states: torch.Tensor) -> None:
-        """states: [T, D]"""
+        """Take in the states [T, D] of the next tokens."""
         if not len(states):
             return
         new = {
@@ -182,46 +210,50 @@ class RunningPool:
         self.count += len(states)
 
     def result(self) -> torch.Tensor:
-        """[D], float32. Raises ValueError if nothing was added."""
+        """The pooled state [D], float32. Raises ValueError if nothing was added."""
         if self.value is None:
             raise ValueError("There is nothing to pool: no token was read.")
         return (self.value / self.count if self.mode == "mean" else self.value).float()
 
-    def clone(self) -> "RunningPool":
+    def clone(self) -> RunningPool:
+        """A copy that shares no memory with this one."""
         copy = RunningPool(self.mode)
-        copy.count, copy.value = self.count, None if self.value is None else self.value.clone()
+        copy.count = self.count
+        copy.value = None if self.value is None else self.value.clone()
         return copy
 
 
-def ahead(items: Iterable) -> Iterator:
-    """What `items` yields, each made by a thread while the one before it is in use."""
-    remaining, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, remaining, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, remaining, end)
-            yield item
-
-
-def stream(model, segments: Iterable[list[int]], state=None):
+def stream(
+    model: LAMModel, segments: Iterable[list[int]], state: LAMState | None = None
+) -> Iterator[tuple[torch.Tensor, LAMState]]:
     """Run a LAM over one text in segments. Yields the token states [T, D] of each and the state after it.
+
+    A state that is handed in is checked once, before the first segment: nobody else may change it, or the weights,
+    before the text ends.
 
     Args:
         model: a `LAMModel`.
-        segments: the token ids of the text, piece after piece.
+        segments: the token ids of the text, one segment after the other.
         state: the `LAMState` to go on from, which is updated; a new one if not given.
 
     Raises:
-        RuntimeError: if the model did not carry the state on, so that the text would silently be read in pieces that
+        RuntimeError: if the model did not carry the state on, so that the text would silently be read in segments that
             know nothing of each other.
     """
+    checked = state is None
     state = model.new_state(1) if state is None else state
     seen = int(state.seen[0])
     for ids in segments:
         if not ids:
             continue
         # The state is this function's own: what a version of transformers makes of an output's fields changes nothing.
-        out = model(input_ids=torch.tensor([ids], device=state.seen.device), cache_params=state, use_cache=True)
+        out = model(
+            input_ids=torch.tensor([ids], device=state.seen.device),
+            cache_params=state,
+            use_cache=True,
+            cache_is_checked=checked,
+        )
+        checked = True
         seen += len(ids)
         if state.seen.tolist() != [seen]:
             raise RuntimeError(_lost(state.seen.tolist(), seen))

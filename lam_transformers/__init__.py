@@ -5,7 +5,7 @@ Importing this package registers LAM with AutoConfig and AutoModel, so that a LA
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._registration import register as _register
 
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from .quantization import quantize
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,16 @@
 """Linear layers in int8, for CPUs where that is faster or memory is short."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from .model.modeling_lam import LAMModel
 
+Quantized = TypeVar("Quantized")
 
-def quantize(model):
+
+def quantize(model: Quantized) -> Quantized:
     """Turn the large linear layers of a LAM into int8, in place: weights once, activations on the way (torchao).
 
     A weight has one scale a row, an activation one scale a token: a text's embedding does not depend on its batch.

@@ -54,7 +54,9 @@ class LAMSegment(nn.Module):
         memories = []
         convs = []
         for i, layer in enumerate(self.layers):
-            y, after, inputs = layer.memory.read_left(layer.memory.in_proj(x), real, length, memory[i], conv[i])
+            y, after, inputs = layer.memory.after_projection_left(
+                layer.memory.in_proj(x), real, length, memory[i], conv[i]
+            )
             x = layer.memory_norm(x + y)
             x = layer.feed_forward_norm(x + layer.feed_forward(x))
             memories.append(after)

@@ -1,19 +1,27 @@
 """Late chunking: one pass over a text, one embedding for each of its spans."""
 
+from __future__ import annotations
+
 import itertools
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..model.packing_lam import SEGMENT
 from ..model.streaming_lam import RunningPool, check_text, stream
-from .pipeline import Parts
+from .pipeline import Pipeline
 
-# The end of a sentence: a full stop, question or exclamation mark with what closes quotations behind it, before a
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from .encoder import LAMEncoder
+
+# The end of a sentence: a full stop, question or exclamation mark and what closes quotations after it, before a
 # space; their East Asian forms need none. A line that ends in a blank line is a sentence too.
 _SENTENCE_END = re.compile(
     "[.!?\u2026]+[\"'\u201d\u2019)\\]]*(?=\\s)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*|\n[ \t\r]*\n"
@@ -27,18 +35,21 @@ class Chunk:
 
     Attributes:
         text: the span, `whole[start:end]`.
-        start, end: its characters in the whole text.
+        start: its first character in the whole text.
+        end: the character after its last one.
         embedding: [D] float32. It carries what came before the span, too.
     """
 
     text: str
     start: int
     end: int
-    embedding: np.ndarray
+    embedding: np.ndarray[Any, Any]
 
 
 @torch.inference_mode()
-def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, int]] = "sentence") -> list[Chunk]:
+def late_chunks(
+    model: SentenceTransformer | LAMEncoder, text: str, boundaries: str | int | Sequence[tuple[int, int]] = "sentence"
+) -> list[Chunk]:
     """Embed spans of a text in the light of everything before them (Günther et al. 2024, "Late Chunking"), in one pass.
 
     A span's embedding is the mean of the states of the tokens that lie wholly inside it, normalised if the model's
@@ -58,11 +69,12 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
         ValueError: for a text that is no string, spans out of range, out of order, overlapping, empty or without a
             whole token, and unknown boundaries.
     """
-    parts, text = Parts(model), check_text(text)
+    pipeline = Pipeline(model)
+    text = check_text(text)
     if isinstance(boundaries, bool) or (isinstance(boundaries, numbers.Integral) and boundaries < 1):
         raise ValueError(f"boundaries must be a positive number of tokens, got {boundaries!r}.")
     if isinstance(boundaries, numbers.Integral):
-        return _by_tokens(parts, text, int(boundaries))
+        return _by_tokens(pipeline, text, int(boundaries))
     own = not isinstance(boundaries, str)
     if not isinstance(boundaries, str) and isinstance(boundaries, Iterable):
         spans = _check_spans(boundaries, len(text))
@@ -76,7 +88,7 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
         )
     pools = [RunningPool("mean") for _ in spans]
     starts, ends = (np.array([span[i] for span in spans], dtype=np.int64) for i in (0, 1))
-    for states, offsets in _states(parts, text):
+    for states, offsets in _states(pipeline, text):
         # The only span that can hold a token is the last one that starts no later than it.
         place = np.searchsorted(starts, offsets[:, 0], side="right") - 1
         inside = (place >= 0) & (offsets[:, 1] <= ends[np.maximum(place, 0)]) if len(spans) else np.zeros(0, bool)
@@ -86,70 +98,76 @@ def late_chunks(model, text: str, boundaries: str | int | Sequence[tuple[int, in
         start, end = short[0]
         raise ValueError(f"The span ({start}, {end}) = {text[start:end][:40]!r} holds no whole token.")
     return [
-        Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy())
+        Chunk(text[start:end], start, end, pipeline.finish(pool.result()).cpu().numpy())
         for (start, end), pool in zip(spans, pools, strict=True)
         if pool.count
     ]
 
 
-def _by_tokens(parts: Parts, text: str, size: int) -> list[Chunk]:
-    chunks, pool, start, end = [], RunningPool("mean"), 0, 0
-    for states, offsets in _states(parts, text):
+def _by_tokens(pipeline: Pipeline, text: str, size: int) -> list[Chunk]:
+    chunks = []
+    pool = RunningPool("mean")
+    start = 0
+    end = 0
+    for states, offsets in _states(pipeline, text):
         first = 0
         while first < len(states):
             last = min(first + size - pool.count, len(states))
             if not pool.count:
                 start = int(offsets[first, 0])
             pool.add(states[first:last])
-            end, first = int(offsets[last - 1, 1]), last
+            end = int(offsets[last - 1, 1])
+            first = last
             if pool.count == size:
-                chunks.append(Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy()))
+                chunks.append(Chunk(text[start:end], start, end, pipeline.finish(pool.result()).cpu().numpy()))
                 pool = RunningPool("mean")
     if pool.count:
-        chunks.append(Chunk(text[start:end], start, end, parts.finish(pool.result()).cpu().numpy()))
+        chunks.append(Chunk(text[start:end], start, end, pipeline.finish(pool.result()).cpu().numpy()))
     return chunks
 
 
-def _states(parts: Parts, text: str) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+def _states(pipeline: Pipeline, text: str) -> Iterator[tuple[torch.Tensor, np.ndarray[Any, Any]]]:
     """Token states [T, D] and their characters [T, 2] in the text, a segment at a time, special tokens left out."""
-    opening = len(parts.tokenizer.opening)
-    waiting: list[np.ndarray] = []
+    opening = len(pipeline.tokenizer.opening)
+    waiting: list[np.ndarray[Any, Any]] = []
 
-    def segments():
-        ids, offsets = list(parts.tokenizer.opening), [(0, 0)] * opening
-        for start, end in parts.tokenizer.pieces(text):
-            new, places = parts.tokenizer.piece_with_offsets(text[start:end])
+    def segments() -> Iterator[list[int]]:
+        ids = list(pipeline.tokenizer.opening)
+        offsets = [(0, 0)] * opening
+        for start, end in pipeline.tokenizer.pieces(text):
+            new, places = pipeline.tokenizer.piece_with_offsets(text[start:end])
             ids += new
             offsets += [(start + a, start + b) for a, b in places]
             while len(ids) >= SEGMENT:
                 waiting.append(np.array(offsets[:SEGMENT], dtype=np.int64).reshape(-1, 2))
                 yield ids[:SEGMENT]
-                ids, offsets = ids[SEGMENT:], offsets[SEGMENT:]
+                ids = ids[SEGMENT:]
+                offsets = offsets[SEGMENT:]
         waiting.append(np.array(offsets, dtype=np.int64).reshape(-1, 2))
         # The closing token is read too: where the model reads two ways, the last tokens see it.
-        yield ids + parts.tokenizer.closing
+        yield ids + pipeline.tokenizer.closing
 
     skip = opening
-    for states, _ in stream(parts.lam, segments()):
+    for states, _ in stream(pipeline.lam, segments()):
         offsets = waiting.pop(0)
         yield states[skip : len(offsets)], offsets[skip:]
         skip = 0
 
 
-def _split(text: str, end: re.Pattern) -> list[tuple[int, int]]:
+def _split(text: str, end: re.Pattern[str]) -> list[tuple[int, int]]:
     """Spans between the matches of `end`, each with its end mark, without the spaces around."""
-    marks = [0, *(found.end() for found in end.finditer(text)), len(text)]
+    marks = [0, *(mark.end() for mark in end.finditer(text)), len(text)]
     spans = []
     for start, stop in itertools.pairwise(marks):
-        piece = text[start:stop]
-        start += len(piece) - len(piece.lstrip())
-        stop -= len(piece) - len(piece.rstrip())
+        between = text[start:stop]
+        start += len(between) - len(between.lstrip())
+        stop -= len(between) - len(between.rstrip())
         if start < stop:
             spans.append((start, stop))
     return spans
 
 
-def _check_spans(spans: Iterable, length: int) -> list[tuple[int, int]]:
+def _check_spans(spans: Iterable[Any], length: int) -> list[tuple[int, int]]:
     checked: list[tuple[int, int]] = []
     for span in spans:
         try:

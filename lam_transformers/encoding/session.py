@@ -1,7 +1,11 @@
 """An embedding of a text that is still being written."""
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,7 +13,13 @@ import torch
 from ..model.packing_lam import SEGMENT
 from ..model.state_lam import MOST, LAMState, device_of, load_tensors, save_tensors, state_shapes, wrote
 from ..model.streaming_lam import RunningPool, check_text, stream
-from .pipeline import Parts
+from .pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from ..model.modeling_lam import LAMModel
+    from .encoder import LAMEncoder
 
 _KIND = "lam_session"
 
@@ -24,11 +34,11 @@ class LAMSession:
         model: a SentenceTransformer of a LAM folder, or a `LAMEncoder`.
     """
 
-    def __init__(self, model):
-        self._parts = Parts(model)
+    def __init__(self, model: SentenceTransformer | LAMEncoder) -> None:
+        self._pipeline = Pipeline(model)
         self._waiting = ""  # characters that are not yet tokens
-        self._ids = list(self._parts.tokenizer.opening)  # tokens that are not yet read
-        self._pool = RunningPool(self._parts.pooling)
+        self._ids = list(self._pipeline.tokenizer.opening)  # tokens that are not yet read
+        self._pool = RunningPool(self._pipeline.pooling)
         self._state: LAMState | None = None
         self._characters = 0
 
@@ -43,10 +53,11 @@ class LAMSession:
         return self._pool.count + len(self._ids)
 
     @torch.inference_mode()
-    def append(self, text: str) -> "LAMSession":
+    def append(self, text: str) -> LAMSession:
         """Read more text. Raises ValueError for anything but a string; after any exception nothing has changed."""
         text = check_text(text)
-        tokenizer, whole = self._parts.tokenizer, self._waiting + text
+        tokenizer = self._pipeline.tokenizer
+        whole = self._waiting + text
         # What was waiting could not be cut; it can be only from its last characters on.
         low = max(len(self._waiting) - 64, 1) if self._waiting else 1
         cut = tokenizer.last_cut(whole, low, len(whole) - 1)
@@ -56,37 +67,39 @@ class LAMSession:
         pending = self._ids + ids
         full = len(pending) - len(pending) % SEGMENT
         # All is computed on copies and taken over in one step: text counts as read only when its tokens are.
-        after = {
+        after: dict[str, Any] = {
             "_waiting": tokenizer.shorten(whole[cut:]),
             "_characters": self._characters + len(text),
             "_ids": pending[full:],
         }
         if full:
-            state = self._parts.lam.new_state(1) if self._state is None else self._state.clone()
+            state = self._pipeline.lam.new_state(1) if self._state is None else self._state.clone()
             pool = self._pool.clone()
-            for states, _ in stream(self._parts.lam, self._segments(pending[:full]), state):
+            for states, _ in stream(self._pipeline.lam, self._segments(pending[:full]), state):
                 pool.add(states)
             after |= {"_state": state, "_pool": pool}
         vars(self).update(after)
         return self
 
     @torch.inference_mode()
-    def embedding(self) -> np.ndarray:
-        """[D] float32: the embedding of everything appended so far; nothing changes."""
-        tokenizer, pool = self._parts.tokenizer, self._pool.clone()
+    def embedding(self) -> np.ndarray[Any, Any]:
+        """The embedding [D], float32, of everything appended so far; nothing changes."""
+        tokenizer = self._pipeline.tokenizer
+        pool = self._pool.clone()
         ids = list(self._ids)
         for start, end in tokenizer.pieces(self._waiting):
             ids += tokenizer.piece(self._waiting[start:end])
         state = None if self._state is None else self._state.clone()
-        for states, _ in stream(self._parts.lam, self._segments(ids + tokenizer.closing), state):
+        for states, _ in stream(self._pipeline.lam, self._segments(ids + tokenizer.closing), state):
             pool.add(states)
-        return self._parts.finish(pool.result()).cpu().numpy()
+        embedding: np.ndarray[Any, Any] = self._pipeline.finish(pool.result()).cpu().numpy()
+        return embedding
 
     @staticmethod
-    def _segments(ids: list[int]):
+    def _segments(ids: list[int]) -> Iterator[list[int]]:
         return (ids[start : start + SEGMENT] for start in range(0, len(ids), SEGMENT))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a safetensors file with its own SHA-256; replaced only when the new one is complete."""
         tensors = {"ids": torch.tensor(self._ids, dtype=torch.long)}
         if self._state is not None and self._pool.value is not None:
@@ -97,11 +110,11 @@ class LAMSession:
                 "pooled": self._pool.value,
             }
         about = {"waiting": self._waiting, "characters": self._characters, "pooling": self._pool.mode}
-        about |= {"count": self._pool.count, "fingerprint": self._parts.lam.fingerprint()}
+        about |= {"count": self._pool.count, "fingerprint": self._pipeline.lam.fingerprint()}
         save_tensors(tensors, path, _KIND, json.dumps(about))
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model) -> "LAMSession":
+    def load(cls, path: str | os.PathLike[str], model: SentenceTransformer | LAMEncoder) -> LAMSession:
         """Go on from a saved session.
 
         Raises ValueError if the file is damaged, is no session, or was written by another model.
@@ -110,15 +123,19 @@ class LAMSession:
         tensors, text = load_tensors(path, _KIND, "LAMSession")
         try:
             about = json.loads(text)
-            waiting, characters, count = about["waiting"], about["characters"], about["count"]
-            fingerprint, pooling, ids = about["fingerprint"], about["pooling"], tensors["ids"].tolist()
+            waiting = about["waiting"]
+            characters = about["characters"]
+            count = about["count"]
+            fingerprint = about["fingerprint"]
+            pooling = about["pooling"]
+            ids = tensors["ids"].tolist()
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged and cannot be read as a LAMSession: {error!r}.") from error
-        lam = session._parts.lam
-        if not wrote(lam, fingerprint) or pooling != session._parts.pooling:
+        lam = session._pipeline.lam
+        if not wrote(lam, fingerprint) or pooling != session._pipeline.pooling:
             raise ValueError(
                 f"{path} was written by another model: fingerprint {fingerprint}, pooling {pooling}; "
-                f"this one has {lam.fingerprint()}, {session._parts.pooling}."
+                f"this one has {lam.fingerprint()}, {session._pipeline.pooling}."
             )
         if reason := _damage(lam, tensors, waiting, characters, count):
             raise ValueError(f"{path} is damaged and cannot be read as a LAMSession: {reason}.")
@@ -133,7 +150,9 @@ class LAMSession:
         return session
 
 
-def _damage(lam, tensors: dict[str, torch.Tensor], waiting, characters, count) -> str | None:
+def _damage(
+    lam: LAMModel, tensors: dict[str, torch.Tensor], waiting: object, characters: object, count: object
+) -> str | None:
     """What is wrong with the parts of a saved session, or None."""
     if not isinstance(waiting, str) or not isinstance(characters, int) or not len(waiting) <= characters <= MOST:
         return f"characters is {characters!r}"
@@ -158,5 +177,5 @@ def _damage(lam, tensors: dict[str, torch.Tensor], waiting, characters, count) -
     return None
 
 
-def _words(lam) -> int:
+def _words(lam: LAMModel) -> int:
     return lam.embeddings.word_embeddings.num_embeddings

@@ -7,14 +7,16 @@ layer is torch's. "torch" is the model's own code and always there. The choice i
 native or fla where they apply, torch otherwise. That is wherever operations are recorded or replaced (torch.compile,
 torch.export, torch.jit.trace, torch.func, fake tensors) or parts of the layer are (hooks, adapters, tensors that are
 quantised, offloaded or anything but plain). The environment variable LAM_BACKEND, or `use_backend`, forces one of them;
-a forced backend that cannot run is an error, never a silent fall back.
+a forced backend that cannot run is an error, never a silent fall back. A layer that was given a rule of its own
+(`LAMMemory.rule`) runs that, in torch, whatever is asked for.
 """
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -55,7 +57,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not_native(layer: Any, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the native kernel cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}"
@@ -63,7 +65,7 @@ def why_not_native(memory, dtype: torch.dtype, device: torch.device) -> str | No
         return native.why_missing()
     if dtype not in native.FLOATS:
         return f"it computes in float32, the model in {dtype}"
-    return why_recorded() or native.why_not_layer(memory)
+    return why_recorded() or native.why_not_layer(layer)
 
 
 def why_recorded() -> str | None:
@@ -77,15 +79,17 @@ def why_recorded() -> str | None:
     return None
 
 
-def backend_of(memory, dtype: torch.dtype, device: torch.device) -> str:
+def backend_of(layer: Any, dtype: torch.dtype, device: torch.device) -> str:
     """The backend that inference of this `LAMMemory` takes. Raises RuntimeError if a forced one cannot."""
+    if getattr(layer, "rule", None) is not None:
+        return "torch"
     name = requested()
     if name == "torch" or (name == "auto" and torch.compiler.is_compiling()):
         return "torch"
     if torch.compiler.is_compiling():
         raise RuntimeError(f"The {name} backend was asked for, but only torch's own code can be compiled or exported.")
     name = name if name != "auto" else "fla" if device.type == "cuda" else "native"
-    reason = (fla.why_not if name == "fla" else why_not_native)(memory, dtype, device)
+    reason = (fla.why_not if name == "fla" else why_not_native)(layer, dtype, device)
     if reason is None:
         return name
     _decline(reason, name)
@@ -104,11 +108,13 @@ def _decline(reason: str, name: str = "native") -> None:
         logger.info("LAM runs in pure torch; the accelerator does not apply: %s.", reason)
 
 
-def memory_layer(memory, projected, texts, state, conv):
+def memory_layer(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
     """The inside of a memory layer: everything between its first projection and its last.
 
     Args:
-        memory: the `LAMMemory`.
+        layer: the `LAMMemory`.
         projected: [B, T, 3 D + 5 H + gate], what its `in_proj` gives.
         texts: the `PackedTexts` of a packed row, or None.
         state: [B, H, 2, K, V] or None.
@@ -120,17 +126,17 @@ def memory_layer(memory, projected, texts, state, conv):
 
     Raises RuntimeError if a backend was forced that cannot run.
     """
-    if backend_of(memory, projected.dtype, projected.device) != "native":
+    if backend_of(layer, projected.dtype, projected.device) != "native":
         return None
-    reason = native.why_not_numbers(memory, projected, texts, state, conv)
-    done = None if reason else native.memory_layer(memory, projected, texts, state, conv)
+    reason = native.why_not_numbers(layer, projected, texts, state, conv)
+    done = None if reason else native.memory_layer(layer, projected, texts, state, conv)
     if done is None:
         _decline(reason or "it has no gradients through a carried state")
     return done
 
 
-def finish_layer(layer, x, y):
-    """The rest of a layer behind its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
+def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
+    """The rest of a layer after its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
 
     The products are torch's; bias and GELU, and each sum with its LayerNorm, are one pass of the native kernel.
 
@@ -152,9 +158,9 @@ def finish_layer(layer, x, y):
     return native.finish_layer(layer, x, y)
 
 
-def memory_rule(memory, x):
+def memory_rule(layer: Any, x: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     """The memory rule for a layer that runs in torch: fla's, or None for the model's own.
 
     x: what the layer's first projection gave. Raises RuntimeError if a backend was forced that cannot run.
     """
-    return fla.dual_delta_rule if backend_of(memory, x.dtype, x.device) == "fla" else None
+    return fla.dual_delta_rule if backend_of(layer, x.dtype, x.device) == "fla" else None

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from packaging.version import Version
@@ -20,11 +21,11 @@ OLDEST = Version("0.6.0")  # whose interface is used: value heads that share q a
 def why_missing() -> str | None:
     """Why this installation cannot run fla at all, or None if it can."""
     try:
-        found = Version(importlib.metadata.version("fla-core"))
+        installed = Version(importlib.metadata.version("fla-core"))
     except importlib.metadata.PackageNotFoundError:
         return "flash-linear-attention is not installed (the extra `fla`)"
-    if found < OLDEST:
-        return f"fla-core {found} is older than {OLDEST}"
+    if installed < OLDEST:
+        return f"fla-core {installed} is older than {OLDEST}"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     try:
@@ -35,24 +36,35 @@ def why_missing() -> str | None:
 
 
 @functools.cache
-def load() -> Callable:
+def load() -> Callable[..., Any]:
     """fla's `chunk_gated_delta_rule`. Raises ImportError where fla is missing."""
     return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
 
 
-def why_not(memory, dtype: torch.dtype, device: torch.device) -> str | None:
+def why_not(layer: Any, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why fla cannot run this `LAMMemory` on numbers of this kind, or None if it can."""
     if device.type != "cuda":
         return f"flash-linear-attention runs on CUDA, the model is on {device}"
     if dtype == torch.float64:
         return "flash-linear-attention computes in float32 or less, the model in torch.float64"
-    if memory.width > 256:
-        return f"flash-linear-attention knows heads of at most 256, the model has {memory.width}"
+    if layer.width > 256:
+        return f"flash-linear-attention knows heads of at most 256, the model has {layer.width}"
     return why_missing()
 
 
 def dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
+    *,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    log_decay: torch.Tensor,
+    write: torch.Tensor,
+    read: torch.Tensor,
+    state: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    two_way_chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `delta_rule_lam.dual_delta_rule`; `chunk_size` is accepted and ignored.
 
@@ -70,11 +82,14 @@ def dual_delta_rule(
     device = q.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
     with torch.autocast(device, enabled=False):
-        bounds, initial, real = cu_seqlens, None if state is None else state.float().flatten(1, 2), None
+        bounds = cu_seqlens
+        initial = None if state is None else state.float().flatten(1, 2)
+        real = None
         if cu_seqlens is not None and bool((cu_seqlens.diff() == 0).any()):
             # fla numbers the texts by their chunks: an empty one has none.
             real = cu_seqlens.diff().nonzero().squeeze(1)
-            bounds, initial = cu_seqlens.unique_consecutive(), None if initial is None else initial[real]
+            bounds = cu_seqlens.unique_consecutive()
+            initial = None if initial is None else initial[real]
         o, last = load()(
             q.to(dtype),
             k.to(dtype),
@@ -93,14 +108,17 @@ def dual_delta_rule(
     return o.to(v.dtype), last.unflatten(1, (heads, 2))
 
 
-def _two_way(tokens, state, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _two_way(
+    tokens: dict[str, torch.Tensor], state: torch.Tensor | None, cu_seqlens: torch.Tensor | None, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The rule with two-way reading: the fast mode as it is, the slow one over each chunk's tokens twice.
 
     The first time they write, the second time they read: a token with beta = 0 and log_decay = 0 changes nothing.
     """
     fast, slow = (tokens["read"] * tokens["read"].new_tensor(kept) for kept in ((1.0, 0.0), (0.0, 1.0)))
     o, last = dual_delta_rule(**(tokens | {"read": fast}), state=state, cu_seqlens=cu_seqlens)
-    time, device = tokens["q"].shape[1], tokens["q"].device
+    time = tokens["q"].shape[1]
+    device = tokens["q"].device
     bounds = torch.tensor([0, time], device=device) if cu_seqlens is None else cu_seqlens.to(device).long()
     source, reads = twice(bounds, chunk)
     doubled = {name: x[:, source] for name, x in (tokens | {"read": slow}).items()}
@@ -118,7 +136,7 @@ def twice(bounds: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]
     end = torch.repeat_interleave(bounds[1:], lengths)
     token = torch.arange(len(start), device=bounds.device)
     first = token - (token - start) % chunk  # of the token's chunk
-    write = token + first  # all tokens of earlier chunks stand twice before it
+    write = token + first  # all tokens of earlier chunks come twice before it
     read = write + (end - first).clamp(max=chunk)
     source = torch.empty(2 * len(token), dtype=torch.long, device=bounds.device)
     source[write] = token

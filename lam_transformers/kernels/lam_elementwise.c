@@ -1,10 +1,10 @@
 /* Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
  *
- * What stands between the matrix products of a layer behind its memory: bias and GELU, and sums with their LayerNorm, each
- * in one pass over the rows. Included behind lam_memory.c, whose vectors it uses. A row's result depends on that row alone.
+ * What lies between the matrix products of a layer after its memory: bias and GELU, and sums with their LayerNorm, each
+ * in one pass over the rows. Included after lam_memory.c, whose vectors it uses. A row's result depends on that row alone.
  */
 
-/* Rows of `width` numbers one behind the other; a piece of work is a few of them. */
+/* Concatenated rows of `width` numbers; a piece of work is a few of them. */
 struct elementwise {
     float *out;
     const float *x, *y, *bias; /* y [rows][width]; bias [width] or NULL */

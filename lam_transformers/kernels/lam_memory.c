@@ -332,26 +332,26 @@ INLINE void before_memory(const struct head *h, const float *z, int64_t z_stride
 }
 
 /* What both memories hold for a key. */
-struct found { float of[2][K] __attribute__((aligned(64))); };
+struct held { float of[2][K] __attribute__((aligned(64))); };
 
-static inline void look_up(const memory m, const float *k, struct found *found) {
+static inline void look_up(const memory m, const float *k, struct held *held) {
     for (int mode = 0; mode < 2; mode++) {
         vec f[ROW] = {0};
         for (int i = 0; i < K; i++)
             for (int c = 0; c < ROW; c++) f[c] += load(m[mode][i] + c * LANES) * k[i];
-        memcpy(found->of[mode], f, sizeof f);
+        memcpy(held->of[mode], f, sizeof f);
     }
 }
 
 /* Four vectors of the memories' columns, from `tile` on, through token t of the group (see through_memory). The recall of
  * the first `readers` of them is wanted. */
 INLINE void through_tile(struct group *g, int t, const float *next_k, const memory before, memory after,
-                         struct found *found, float recall[2][K], int tile, int keep, int readers) {
+                         struct held *held, float recall[2][K], int tile, int keep, int readers) {
     vec e[4], r[4] = {0}, f[4] = {0}, decay[4];
     for (int j = 0; j < 4; j++) {
         int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
         decay[j] = splat(g->decay[mode][t]);
-        e[j] = g->write[mode][t] * load(g->v[t] + c) - decay[j] * load(found->of[mode] + c);
+        e[j] = g->write[mode][t] * load(g->v[t] + c) - decay[j] * load(held->of[mode] + c);
         if (keep) store(g->error[t][mode] + c, e[j]);
         e[j] *= g->beta[t];
     }
@@ -369,28 +369,28 @@ INLINE void through_tile(struct group *g, int t, const float *next_k, const memo
     for (int j = 0; j < 4; j++) {
         int mode = (tile + j) / ROW, c = (tile + j) % ROW * LANES;
         if (j < readers) store(recall[mode] + c, r[j]);
-        store(found->of[mode] + c, f[j]);
+        store(held->of[mode] + c, f[j]);
     }
 }
 
-/* Both memories through token t of the group; `before` and `after` may be the same. `found`: what they hold for its key,
+/* Both memories through token t of the group; `before` and `after` may be the same. `held`: what they hold for its key,
  * replaced by what they then hold for next_k, so that one pass over the memories does everything. The columns of a memory
  * do not depend on each other: four vectors of them at a time, which is both memories where a vector has 16 lanes.
  * With `two_way` the slow memory is not read: o is the fast one's part, and read_slow adds the other. */
 INLINE void through_memory(struct group *g, int t, const float *next_k, const memory before, memory after,
-                           struct found *found, int keep, int two_way) {
+                           struct held *held, int keep, int two_way) {
     float recall[2][K] __attribute__((aligned(64)));
     if (two_way) {
         for (int tile = 0; tile < ROW; tile += 4)
-            through_tile(g, t, next_k, before, after, found, recall, tile, keep, ROW < 4 ? ROW : 4);
+            through_tile(g, t, next_k, before, after, held, recall, tile, keep, ROW < 4 ? ROW : 4);
         for (int tile = ROW < 4 ? 4 : ROW; tile < 2 * ROW; tile += 4)
-            through_tile(g, t, next_k, before, after, found, recall, tile, keep, 0);
+            through_tile(g, t, next_k, before, after, held, recall, tile, keep, 0);
         for (int c = 0; c < K; c += LANES) store(g->o[t] + c, load(recall[0] + c) * g->read[0][t]);
         if (keep) memcpy(g->recall[t][0], recall[0], sizeof recall[0]);
         return;
     }
     for (int tile = 0; tile < 2 * ROW; tile += 4)
-        through_tile(g, t, next_k, before, after, found, recall, tile, keep, 4);
+        through_tile(g, t, next_k, before, after, held, recall, tile, keep, 4);
     for (int c = 0; c < K; c += LANES)
         store(g->o[t] + c, load(recall[0] + c) * g->read[0][t] + load(recall[1] + c) * g->read[1][t]);
     if (keep) memcpy(g->recall[t], recall, sizeof recall);
@@ -486,19 +486,19 @@ static void forward_text(const struct head *heads, const struct lam_rows *rows, 
             float(*state)[K][K] = running[i].state;
             for (int64_t at = first; at < last; at += GROUP) {
                 int count = last - at < GROUP ? (int)(last - at) : GROUP;
-                struct found found;
+                struct held held;
                 before_memory(h, rows->z + at * rows->z_stride, rows->z_stride, count, &running[i].window, &group, 0);
-                look_up(state, group.k[0], &found);
+                look_up(state, group.k[0], &held);
                 if (chunk) {
                     struct waiting *w = waiting + (at - first) / GROUP;
                     for (int t = 0; t < count; t++)
-                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &found, 0, 1);
+                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &held, 0, 1);
                     memcpy(w->q, group.q, sizeof w->q);
                     memcpy(w->o, group.o, sizeof w->o);
                     memcpy(w->read, group.read[1], sizeof w->read);
                 } else {
                     for (int t = 0; t < count; t++)
-                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &found, 0, 0);
+                        through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &held, 0, 0);
                     finish(h, rows, at, count, &group);
                 }
             }
@@ -727,17 +727,17 @@ static void forward_block(const struct head *h, const struct lam_rows *rows, int
     for (int64_t at = 0; at < count; at += GROUP) {
         struct group *g = c->groups + at / GROUP;
         int size = count - at < GROUP ? (int)(count - at) : GROUP;
-        struct found found;
+        struct held held;
         before_memory(h, rows->z + (first + at) * rows->z_stride, rows->z_stride, size, window, g, 1);
-        look_up(keep && at ? c->states[at - 1] : c->first, g->k[0], &found);
+        look_up(keep && at ? c->states[at - 1] : c->first, g->k[0], &held);
         for (int t = 0; t < size; t++) {
             float(*before)[K][K] = keep && at + t ? c->states[at + t - 1] : c->first;
             float(*after)[K][K] = keep ? c->states[at + t] : c->first;
             const float *next_k = g->k[t + 1 < size ? t + 1 : t];
             if (h->chunk)
-                through_memory(g, t, next_k, before, after, &found, 1, 1);
+                through_memory(g, t, next_k, before, after, &held, 1, 1);
             else
-                through_memory(g, t, next_k, before, after, &found, 1, 0);
+                through_memory(g, t, next_k, before, after, &held, 1, 0);
         }
         if (!h->chunk) {
             after_memory(h, g, size, NULL, NULL, 0);

@@ -8,13 +8,13 @@ int64_t lam_abi(void) { return 2; }
 
 /* Bits: 1 avx512, 2 avx2, 4 plain. */
 int64_t lam_supported(void) {
-    int64_t found = 4;
+    int64_t known = 4;
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found |= 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) known |= 2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw"))
-        found |= 1;
+        known |= 1;
 #endif
-    return found;
+    return known;
 }

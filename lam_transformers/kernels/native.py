@@ -5,44 +5,66 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
-WIDTH, TAPS, HIDDEN = 32, 4, 16
+# What the kernel is built for: width of a head, of the convolution, and of the flux' hidden layer.
+WIDTH = 32
+TAPS = 4
+HIDDEN = 16
 # That of lam_memory_plain.c; to be raised, there and here, with every change of the structures or signatures.
 ABI = 2
 # A chunk of two-way reading holds a multiple of the GROUP tokens of the kernel; backward keeps the states of all of it.
-GROUP, MAX_CHUNK = 16, 256
+GROUP = 16
+MAX_CHUNK = 256
 _VARIANTS = ("avx512", "avx2", "plain")
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
         ("heads", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in (
-            "conv_weight", "conv_bias", "decay_bias", "bilinear", "temperature",
-            "flux_in", "flux_in_bias", "flux_out", "flux_out_bias", "norm_weight",
-        )),
-        *((name, ctypes.c_float) for name in ("eps", "cosine", "sine")),
+        ("conv_weight", ctypes.c_void_p),
+        ("conv_bias", ctypes.c_void_p),
+        ("decay_bias", ctypes.c_void_p),
+        ("bilinear", ctypes.c_void_p),
+        ("temperature", ctypes.c_void_p),
+        ("flux_in", ctypes.c_void_p),
+        ("flux_in_bias", ctypes.c_void_p),
+        ("flux_out", ctypes.c_void_p),
+        ("flux_out_bias", ctypes.c_void_p),
+        ("norm_weight", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("cosine", ctypes.c_float),
+        ("sine", ctypes.c_float),
         ("chunk", ctypes.c_int64),
-    ]  # fmt: skip
+    ]
 
 
 class _Rows(ctypes.Structure):
     _fields_ = [
-        ("z", ctypes.c_void_p), ("z_stride", ctypes.c_int64), ("gate", ctypes.c_void_p), ("y", ctypes.c_void_p),
-        ("bounds", ctypes.c_void_p), ("texts", ctypes.c_int64), ("state", ctypes.c_void_p), ("conv", ctypes.c_void_p),
-    ]  # fmt: skip
+        ("z", ctypes.c_void_p),
+        ("z_stride", ctypes.c_int64),
+        ("gate", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p),
+        ("texts", ctypes.c_int64),
+        ("state", ctypes.c_void_p),
+        ("conv", ctypes.c_void_p),
+    ]
 
 
 class _Backward(ctypes.Structure):
     _fields_ = [
-        ("dy", ctypes.c_void_p), ("dz", ctypes.c_void_p), ("dgate", ctypes.c_void_p),
-        ("gradient", ctypes.c_void_p), ("blocks", ctypes.c_int64),
-    ]  # fmt: skip
+        ("dy", ctypes.c_void_p),
+        ("dz", ctypes.c_void_p),
+        ("dgate", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("blocks", ctypes.c_int64),
+    ]
 
 
 class Library:
@@ -51,22 +73,25 @@ class Library:
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(os.fspath(path))
         loaded.lam_abi.restype = ctypes.c_int64
-        if (found := loaded.lam_abi()) != ABI:
-            raise OSError(f"{path} was compiled from other sources: its interface is number {found}, this needs {ABI}.")
+        if (abi := loaded.lam_abi()) != ABI:
+            raise OSError(f"{path} was compiled from other sources: its interface is number {abi}, this needs {ABI}.")
         loaded.lam_supported.restype = ctypes.c_int64
         known = [name for i, name in enumerate(_VARIANTS) if loaded.lam_supported() >> i & 1]
         wanted = os.environ.get("LAM_KERNEL_VARIANT") or known[0]
         if wanted not in known:
             raise ValueError(f"LAM_KERNEL_VARIANT must be one of {', '.join(known)} on this machine, got {wanted!r}.")
         self.variant = wanted
-        self.forward, self.backward = (getattr(loaded, f"lam_{name}_{wanted}") for name in ("forward", "backward"))
+        self.forward = getattr(loaded, f"lam_forward_{wanted}")
+        self.backward = getattr(loaded, f"lam_backward_{wanted}")
         size = getattr(loaded, f"lam_gradient_size_{wanted}")
         self.forward.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
         self.backward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
         self.forward.restype = self.backward.restype = size.restype = ctypes.c_int64
         self.gradient_size = size()
-        self.gelu, self.add_norm = (getattr(loaded, f"lam_{name}_{wanted}") for name in ("gelu", "add_norm"))
-        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self.gelu = getattr(loaded, f"lam_gelu_{wanted}")
+        self.add_norm = getattr(loaded, f"lam_add_norm_{wanted}")
+        pointer = ctypes.c_void_p
+        count = ctypes.c_int64
         self.gelu.argtypes = [pointer] * 2 + [count] * 2 + [pointer, count]
         self.add_norm.argtypes = [pointer] * 6 + [ctypes.c_float] + [count] * 2 + [pointer, count]
         self.gelu.restype = self.add_norm.restype = None
@@ -77,8 +102,9 @@ class Library:
 def library() -> Library | None:
     """The compiled kernel, or None if this installation has none."""
     endings = (".so", ".dylib", ".pyd", ".dll")
-    found = [p for p in sorted(Path(__file__).parent.glob("_lam_memory*")) if p.suffix in endings]
-    for path in found:
+    for path in sorted(Path(__file__).parent.glob("_lam_memory*")):
+        if path.suffix not in endings:
+            continue
         try:
             return Library(path)
         except (OSError, AttributeError):  # not for this system, or compiled from other sources
@@ -87,6 +113,7 @@ def library() -> Library | None:
 
 
 def why_missing() -> str:
+    """Why this installation has no kernel, where it has none."""
     return (
         f"it was not compiled when lam-transformers was installed (no C compiler that can build it, {sys.platform}), "
         "or from other sources than these"
@@ -109,19 +136,19 @@ def _openmp_team() -> int | None:
     return None
 
 
-def why_not_layer(memory) -> str | None:
+def why_not_layer(layer: Any) -> str | None:
     """Why this `LAMMemory` cannot run in the kernel, or None.
 
     The kernel reads the parameters' memory: each has to be a plain tensor on the CPU, of the shape it is built for. And
     it runs in the place of modules: none of them may be of another kind than the model's own or carry hooks.
     """
-    if type(memory).__name__ != "LAMMemory":
-        return f"the memory is a {type(memory).__name__}"
-    if (chunk := _chunk(memory)) is not None and (
+    if type(layer).__name__ != "LAMMemory":
+        return f"the memory is a {type(layer).__name__}"
+    if (chunk := _chunk(layer)) is not None and (
         type(chunk) is not int or chunk not in range(GROUP, MAX_CHUNK + 1, GROUP)
     ):
         return f"two_way_chunk is {chunk!r} (it is built for multiples of {GROUP} up to {MAX_CHUNK})"
-    modules = memory._modules
+    modules = layer._modules
     flux = modules["flux"]
     for name, module, kind in (
         ("conv1d", modules["conv1d"], "LAMConvolution"),
@@ -133,23 +160,23 @@ def why_not_layer(memory) -> str | None:
             return f"{name} is a {type(module).__name__}"
         if not _untouched(module):
             return f"{name} has hooks or another forward"
-    parameters = _parameters(memory)
-    for p, shape in zip(parameters, _shapes(memory.heads), strict=True):
+    parameters = _parameters(layer)
+    for p, shape in zip(parameters, _shapes(layer.heads), strict=True):
         if not is_plain(p, shape):
-            return _why_not_parameters(memory, parameters)
+            return _why_not_parameters(layer, parameters)
     return None
 
 
-def _chunk(memory) -> int | None:
+def _chunk(layer: Any) -> int | None:
     """Tokens of a chunk after which the slow memory is read (two-way reading), or None: after each token."""
-    return getattr(memory, "two_way_chunk", None)
+    return getattr(layer, "two_way_chunk", None)
 
 
 _PLAIN = (nn.Parameter, torch.Tensor)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_plain(x, shape=None) -> bool:
+def is_plain(x: Any, shape: tuple[int, ...] | None = None) -> bool:
     """Whether x is a floating-point tensor in this process' own memory, no subclass, of the given shape."""
     plain = type(x) in _PLAIN and x.is_cpu and x.dtype in FLOATS and x.layout == torch.strided
     return plain and (shape is None or x.shape == shape)
@@ -166,37 +193,63 @@ def _untouched(module: nn.Module) -> bool:
     )
 
 
-def _parameters(memory) -> list[torch.Tensor | None]:
-    """As struct lam_layer has them. From `_parameters`: what stands in the place of a parameter is none."""
-    modules, own = memory._modules, memory._parameters
-    convolution, flux = modules["conv1d"]._parameters, modules["flux"]
-    inner, outer = flux._modules["in_proj"]._parameters, flux._modules["out_proj"]._parameters
-    flux = flux._parameters
+def _parameters(layer: Any) -> list[torch.Tensor | None]:
+    """As struct lam_layer has them. From `_parameters`: whatever takes the place of a parameter is none."""
+    modules = layer._modules
+    own = layer._parameters
+    convolution = modules["conv1d"]._parameters
+    flux = modules["flux"]._parameters
+    inner = modules["flux"]._modules["in_proj"]._parameters
+    outer = modules["flux"]._modules["out_proj"]._parameters
     return [
-        convolution.get("weight"), convolution.get("bias"), own.get("decay_bias"), flux.get("bilinear"),
-        flux.get("temperature"), inner.get("weight"), inner.get("bias"), outer.get("weight"), outer.get("bias"),
+        convolution.get("weight"),
+        convolution.get("bias"),
+        own.get("decay_bias"),
+        flux.get("bilinear"),
+        flux.get("temperature"),
+        inner.get("weight"),
+        inner.get("bias"),
+        outer.get("weight"),
+        outer.get("bias"),
         own.get("norm_weight"),
-    ]  # fmt: skip
+    ]
 
 
 _NAMES = (
-    "conv1d.weight", "conv1d.bias", "decay_bias", "flux.bilinear", "flux.temperature", "flux.in_proj.weight",
-    "flux.in_proj.bias", "flux.out_proj.weight", "flux.out_proj.bias", "norm_weight",
-)  # fmt: skip
+    "conv1d.weight",
+    "conv1d.bias",
+    "decay_bias",
+    "flux.bilinear",
+    "flux.temperature",
+    "flux.in_proj.weight",
+    "flux.in_proj.bias",
+    "flux.out_proj.weight",
+    "flux.out_proj.bias",
+    "norm_weight",
+)
 
 
 @functools.lru_cache
 def _shapes(heads: int) -> tuple[tuple[int, ...], ...]:
+    """Of the parameters, as `_NAMES`."""
     size = 3 * heads * WIDTH
     return (
-        (size, 1, TAPS), (size,), (2, heads), (heads, WIDTH, WIDTH), (heads,),
-        (HIDDEN, 2 * WIDTH + 1), (HIDDEN,), (1, HIDDEN), (1,), (WIDTH,),
-    )  # fmt: skip
+        (size, 1, TAPS),
+        (size,),
+        (2, heads),
+        (heads, WIDTH, WIDTH),
+        (heads,),
+        (HIDDEN, 2 * WIDTH + 1),
+        (HIDDEN,),
+        (1, HIDDEN),
+        (1,),
+        (WIDTH,),
+    )
 
 
-def _why_not_parameters(memory, parameters) -> str:
-    """What is wrong with the parameters of a memory of which something is."""
-    sizes = {"head size": (memory.width, WIDTH)}
+def _why_not_parameters(layer: Any, parameters: list[torch.Tensor | None]) -> str:
+    """What is wrong with the parameters of a layer of which something is."""
+    sizes = {"head size": (layer.width, WIDTH)}
     if parameters[0] is not None and parameters[0].ndim:
         sizes["convolution kernel"] = (parameters[0].shape[-1], TAPS)
     if parameters[5] is not None and parameters[5].ndim:
@@ -204,14 +257,14 @@ def _why_not_parameters(memory, parameters) -> str:
     wrong = [f"{name} {got} (it is built for {want})" for name, (got, want) in sizes.items() if got != want]
     if wrong:
         return f"the model has {', '.join(wrong)}"
-    for name, p, shape in zip(_NAMES, parameters, _shapes(memory.heads), strict=True):
+    for name, p, shape in zip(_NAMES, parameters, _shapes(layer.heads), strict=True):
         if not is_plain(p, shape):
             return f"{name} is {describe(p)}, not a plain tensor {list(shape)} on the CPU"
     raise AssertionError("All parameters are what they should be.")
 
 
-def describe(x) -> str:
-    """A tensor, or what is there in its place, in words."""
+def describe(x: Any) -> str:
+    """A tensor, or what is in its place, in words."""
     if not isinstance(x, torch.Tensor):
         return "missing" if x is None else f"a {type(x).__name__}"
     kind = "" if type(x) in _PLAIN else f"{type(x).__name__} "
@@ -219,10 +272,13 @@ def describe(x) -> str:
     return f"{kind}{layout}{x.dtype} {list(x.shape)} on {x.device}"
 
 
-def why_not_numbers(memory, projected, texts, state, conv) -> str | None:
+def why_not_numbers(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> str | None:
     """Why the kernel cannot read the tensors of this call, or None. Raises ValueError for a state of other shapes."""
-    size, heads = memory.heads * WIDTH, memory.heads
-    if not is_plain(projected) or projected.ndim != 3 or projected.shape[2] != 3 * size + 5 * heads + memory.gate_size:
+    heads = layer.heads
+    size = heads * WIDTH
+    if not is_plain(projected) or projected.ndim != 3 or projected.shape[2] != 3 * size + 5 * heads + layer.gate_size:
         return f"in_proj gave {describe(projected)}"
     rows = len(projected)
     if texts is not None:
@@ -243,20 +299,27 @@ def why_not_numbers(memory, projected, texts, state, conv) -> str | None:
     return None
 
 
-def memory_layer(memory, projected, texts, state, conv):
+def memory_layer(
+    layer: Any, projected: torch.Tensor, texts: Any, state: torch.Tensor | None, conv: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
     """As `kernels.memory_layer`, native and nothing else; None if the output gate is no plain tensor."""
     batch, time = projected.shape[:2]
-    size, heads = memory.heads * memory.width, memory.heads
+    heads = layer.heads
+    size = heads * layer.width
     rows = projected.flatten(0, 1)
-    z, gate = rows.split([3 * size + 5 * heads, memory.gate_size], dim=-1)
-    gate = None if not memory.gate_size else gate if memory.gate_proj is None else memory.gate_proj(gate)
+    z, gate = rows.split([3 * size + 5 * heads, layer.gate_size], dim=-1)
+    if not layer.gate_size:
+        gate = None
+    elif layer.gate_proj is not None:
+        gate = layer.gate_proj(gate)
     if gate is not None and not is_plain(gate, (batch * time, size)):
         return None
     bounds = torch.arange(batch + 1, device="cpu") * time if texts is None else texts.cu_seqlens
-    numbers = (memory.eps, memory.cos, memory.sin, _chunk(memory) or 0)
-    parameters = _parameters(memory)
+    numbers = (layer.eps, layer.cos, layer.sin, _chunk(layer) or 0)
+    parameters = _parameters(layer)
     with torch.autocast("cpu", enabled=False):
-        z, gate = z.float(), None if gate is None else gate.float()
+        z = z.float()
+        gate = None if gate is None else gate.float()
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, gate, *parameters)):
             if state is not None or conv is not None:
                 return None
@@ -269,9 +332,9 @@ def memory_layer(memory, projected, texts, state, conv):
     return y.view(batch, time, size), state, conv
 
 
-def _ready(x):
+def _ready(x: torch.Tensor) -> torch.Tensor:
     """Rows of unit stride that the kernel can read, starting where the tensor starts."""
-    return x if x is None or (x.stride(-1) == 1 and (x.ndim < 2 or x.stride(0) >= x.shape[1])) else x.contiguous()
+    return x if x.stride(-1) == 1 and (x.ndim < 2 or x.stride(0) >= x.shape[1]) else x.contiguous()
 
 
 def _pointer(x: torch.Tensor | None) -> int | None:
@@ -288,9 +351,15 @@ def _layer(parameters, numbers) -> tuple[_Layer, list[torch.Tensor]]:
 
 def _rows(z, gate, y, bounds, state, conv) -> _Rows:
     return _Rows(
-        z.data_ptr(), z.stride(0), _pointer(gate), _pointer(y), bounds.data_ptr(), len(bounds) - 1,
-        _pointer(state), _pointer(conv),
-    )  # fmt: skip
+        z=z.data_ptr(),
+        z_stride=z.stride(0),
+        gate=_pointer(gate),
+        y=_pointer(y),
+        bounds=bounds.data_ptr(),
+        texts=len(bounds) - 1,
+        state=_pointer(state),
+        conv=_pointer(conv),
+    )
 
 
 def _run(function, *structures) -> None:
@@ -304,7 +373,9 @@ def _forward(z, gate, bounds, numbers, parameters, state=None, conv=None) -> tor
     loaded = library()
     assert loaded is not None
     layer, kept = _layer(parameters, numbers)
-    z, gate, bounds = _ready(z), None if gate is None else gate.contiguous(), bounds.contiguous()
+    z = _ready(z)
+    gate = None if gate is None else gate.contiguous()
+    bounds = bounds.contiguous()
     y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1], device="cpu", dtype=torch.float32)
     _run(loaded.forward, layer, _rows(z, gate, y, bounds, state, conv))
     return y
@@ -323,13 +394,13 @@ class _Memory(torch.autograd.Function):
     def backward(ctx, dy):
         z, gate, bounds, *parameters = ctx.saved_tensors
         with torch.no_grad():
-            found = _gradients(z, gate, bounds, ctx.numbers, parameters, dy)
+            gradients = _gradients(z, gate, bounds, ctx.numbers, parameters, dy)
         if torch.is_grad_enabled():  # somebody asks for a gradient that has gradients
             given = [x for x in (dy, z, gate, *parameters) if x is not None and x.requires_grad]
-            real = [x for x in found if x is not None]
+            real = [x for x in gradients if x is not None]
             once = iter(_Once.apply(len(given), *given, *real))
-            found = [None if x is None else next(once) for x in found]
-        dz, dgate, *rest = found
+            gradients = [None if x is None else next(once) for x in gradients]
+        dz, dgate, *rest = gradients
         return dz, dgate, None, None, *rest
 
 
@@ -353,14 +424,14 @@ def _gradients(z, gate, bounds, numbers, parameters, dy) -> list[torch.Tensor | 
     loaded = library()
     assert loaded is not None
     layer, kept = _layer(parameters, numbers)
-    heads, texts = kept[2].shape[1], len(bounds) - 1
-    z, gate, bounds, dy = (
-        z.contiguous(),
-        None if gate is None else gate.contiguous(),
-        bounds.contiguous(),
-        dy.contiguous(),
-    )
-    dz, dgate = torch.empty_like(z), None if gate is None else torch.empty_like(gate)
+    heads = kept[2].shape[1]
+    texts = len(bounds) - 1
+    z = z.contiguous()
+    gate = None if gate is None else gate.contiguous()
+    bounds = bounds.contiguous()
+    dy = dy.contiguous()
+    dz = torch.empty_like(z)
+    dgate = None if gate is None else torch.empty_like(gate)
     blocks = max(1, min(texts, -(-2 * torch.get_num_threads() // heads)))
     gradient = torch.zeros(blocks, heads, loaded.gradient_size, device="cpu", dtype=torch.float32)
     back = _Backward(dy.data_ptr(), dz.data_ptr(), _pointer(dgate), gradient.data_ptr(), blocks)
@@ -376,14 +447,22 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
         sizes, dim=-1
     )
     flux_in = torch.cat([flux_in.sum(0).view(HIDDEN, 2 * width), resonance.sum(0).unsqueeze(1)], dim=1)
-    found = [
-        taps.view(heads, 3, TAPS, width).permute(1, 0, 3, 2), conv_bias.view(heads, 3, width).transpose(0, 1),
-        decay.t(), bilinear, temperature, flux_in, in_bias.sum(0), out.sum(0), out_bias.sum(0), norm.sum(0),
-    ]  # fmt: skip
-    return [x.reshape(p.shape).to(p.dtype) for x, p in zip(found, parameters, strict=True)]
+    gradients = [
+        taps.view(heads, 3, TAPS, width).permute(1, 0, 3, 2),
+        conv_bias.view(heads, 3, width).transpose(0, 1),
+        decay.t(),
+        bilinear,
+        temperature,
+        flux_in,
+        in_bias.sum(0),
+        out.sum(0),
+        out_bias.sum(0),
+        norm.sum(0),
+    ]
+    return [x.reshape(p.shape).to(p.dtype) for x, p in zip(gradients, parameters, strict=True)]
 
 
-def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
+def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
     modules = layer._modules
     middle = modules["feed_forward"]
@@ -403,10 +482,12 @@ def can_finish(layer, x: torch.Tensor, y: torch.Tensor) -> bool:
     return all(is_plain(p, s) and p.dtype == torch.float32 for p, s in zip(numbers, shapes, strict=True))
 
 
-def finish_layer(layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """As `kernels.finish_layer`, native and nothing else."""
-    first, second = layer.feed_forward.in_proj, layer.feed_forward.out_proj
-    rows, y = x.flatten(0, 1).contiguous(), y.flatten(0, 1).contiguous()
+    first = layer.feed_forward.in_proj
+    second = layer.feed_forward.out_proj
+    rows = x.flatten(0, 1).contiguous()
+    y = y.flatten(0, 1).contiguous()
     rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
     y = F.linear(gelu_(F.linear(rows, first.weight), first.bias), second.weight)
     return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
@@ -414,13 +495,16 @@ def finish_layer(layer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """GELU(x + bias), the exact one, in place of x [T, D], contiguous; bias [D]; float32."""
-    loaded, bias = library(), bias.contiguous()
+    loaded = library()
     assert loaded is not None
+    bias = bias.contiguous()
     loaded.gelu(x.data_ptr(), bias.data_ptr(), *x.shape, loaded.team, torch.get_num_threads())
     return x
 
 
-def add_norm(norm: nn.LayerNorm, x, y, bias, out) -> torch.Tensor:
+def add_norm(
+    norm: nn.LayerNorm, x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
     """norm(x + y + bias), written to `out`, which may be x or y.
 
     x, y, out [T, D], contiguous; bias [D] or None; float32.

@@ -1,17 +1,24 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
 """What LAM refuses, and what it says then: inputs that do not fit together, damaged folders, other models' weights."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from .configuration_lam import LAMConfig
-from .delta_rule_lam import check_cu_seqlens
+from .packing_lam import check_cu_seqlens
+
+if TYPE_CHECKING:
+    from .modeling_lam import LAMModel, LAMPreTrainedModel
 
 # JSON files of a model folder, and what each of them holds.
 JSON_FILES = {
@@ -39,13 +46,21 @@ def is_traced(x: torch.Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
-    if (input_ids is None) == (inputs_embeds is None):
+def check_inputs(
+    model: LAMModel,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """The one of `input_ids` and `inputs_embeds` that is given. Raises ValueError for inputs that do not fit."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if given is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     _check_tensors(
         input_ids=input_ids, inputs_embeds=inputs_embeds, token_type_ids=token_type_ids, position_ids=position_ids
     )
-    given, size = (input_ids, 2) if inputs_embeds is None else (inputs_embeds, 3)
+    size = 2 if inputs_embeds is None else 3
     if given.ndim != size or 0 in given.shape[:2]:
         kind = "input_ids must be [B, T]" if size == 2 else "inputs_embeds must be [B, T, D]"
         raise ValueError(f"{kind} with at least one token, got {list(given.shape)}.")
@@ -70,7 +85,7 @@ def check_inputs(model, input_ids, inputs_embeds, token_type_ids, position_ids):
     return given
 
 
-def _check_tensors(**given):
+def _check_tensors(**given: torch.Tensor | None) -> None:
     """Raise ValueError, naming it, for an argument that is no tensor, or for ids that are no integers."""
     for name, x in given.items():
         if x is None:
@@ -81,11 +96,13 @@ def _check_tensors(**given):
             raise ValueError(f"{name} must hold integers (torch.long), got {x.dtype}.")
 
 
-def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
+def real_tokens(
+    attention_mask: torch.Tensor | None, given: torch.Tensor, cu_seq_lens_q: torch.Tensor | None, use_cache: bool
+) -> torch.Tensor | None:
     """The mask as bool [B, T], or None where every token is real; whatever it holds where nobody can look."""
     _check_tensors(attention_mask=attention_mask, cu_seq_lens_q=cu_seq_lens_q)
     if cu_seq_lens_q is not None:
-        check_cu_seqlens("cu_seq_lens_q", cu_seq_lens_q, *given.shape[:2])
+        check_cu_seqlens("cu_seq_lens_q", cu_seq_lens_q, given.shape[0], given.shape[1])
         if attention_mask is not None and not bool((attention_mask == 1).all()):
             raise ValueError("A packed row has no padding: leave attention_mask out when cu_seq_lens_q is given.")
         return None
@@ -106,10 +123,13 @@ def real_tokens(attention_mask, given, cu_seq_lens_q, use_cache):
     return real
 
 
-def check_is_lam(name_or_path: str | os.PathLike, subfolder: str = "", **where) -> None:
+def check_is_lam(name_or_path: str | os.PathLike[str], subfolder: str = "", **where: Any) -> None:
     """Raise ValueError unless a folder or Hub repository says that it is a LAM; OSError for damaged files of a folder.
 
-    where: `cache_dir`, `revision`, `token`, `local_files_only` of a Hub repository, as transformers takes them.
+    Args:
+        name_or_path: the folder or repository.
+        subfolder: where in it the model is.
+        where: `cache_dir`, `revision`, `token`, `local_files_only` of a Hub repository, as transformers takes them.
     """
     folder = os.path.join(name_or_path, subfolder or "")
     here = os.path.isdir(folder)
@@ -123,16 +143,16 @@ def check_is_lam(name_or_path: str | os.PathLike, subfolder: str = "", **where) 
         check_folder(folder)
 
 
-def _check_type(path, settings: dict) -> None:
-    found = settings.get("model_type")
-    if found != LAMConfig.model_type:
+def _check_type(path: str, settings: dict[str, Any]) -> None:
+    kind = settings.get("model_type")
+    if kind != LAMConfig.model_type:
         raise ValueError(
-            f"{path} is of a model of type {str(found)[:40]!r}, not of a LAM (type {LAMConfig.model_type!r}); load it "
+            f"{path} is of a model of type {str(kind)[:40]!r}, not of a LAM (type {LAMConfig.model_type!r}); load it "
             "with SentenceTransformer or AutoModel, or name a LAM folder."
         )
 
 
-def check_folder(folder: str | os.PathLike) -> None:
+def check_folder(folder: str | os.PathLike[str]) -> None:
     """Refuse a model folder, whichever model's, whose JSON files are damaged, or that calls a LAM by another name.
 
     Raises:
@@ -145,13 +165,13 @@ def check_folder(folder: str | os.PathLike) -> None:
         if os.path.lexists(path):
             settings[name] = read_json(path, kind)
     weights = os.path.join(folder, "model.safetensors")
-    found = settings.get("config.json", {}).get("model_type")
-    other = found not in (None, LAMConfig.model_type) and os.path.lexists(weights)
+    named = settings.get("config.json", {}).get("model_type")
+    other = named not in (None, LAMConfig.model_type) and os.path.lexists(weights)
     if other and any(name.endswith("layers.0.memory.decay_bias") for name in _read_header(weights)[0]):
-        raise ValueError(f"{weights} is a LAM's, its config.json says {str(found)[:40]!r}; one of them is wrong.")
+        raise ValueError(f"{weights} is a LAM's, its config.json says {str(named)[:40]!r}; one of them is wrong.")
 
 
-def check_regular(path: str | os.PathLike) -> None:
+def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise OSError unless `path` is a regular file: a pipe would be waited for without end."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist.")
@@ -160,7 +180,7 @@ def check_regular(path: str | os.PathLike) -> None:
         raise OSError(f"{path} is no regular file but {what}; give a file.")
 
 
-def read_json(path: str | os.PathLike, kind: type = dict):
+def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
     """The dictionary (or list) in a JSON file. Raises OSError, in one line, if there is no such thing."""
     check_regular(path)
     if (size := os.path.getsize(path)) > LARGEST_JSON:
@@ -175,7 +195,7 @@ def read_json(path: str | os.PathLike, kind: type = dict):
     return content
 
 
-def check_weights(folder: str | os.PathLike) -> None:
+def check_weights(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder whose weights are damaged or are not those that its config.json describes.
 
     Nothing is built before: neither a damaged number of layers nor a wrong shape costs more than reading headers. The
@@ -190,8 +210,8 @@ def check_weights(folder: str | os.PathLike) -> None:
         if not name.startswith("model") or not name.endswith(".safetensors"):
             continue
         path = os.path.join(folder, name)
-        found, expected = _read_header(path)
-        tensors |= found
+        header, expected = _read_header(path)
+        tensors |= header
         if expected is not None and weights_checksum(path) != expected:
             raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")
     path = os.path.join(folder, "config.json")
@@ -204,7 +224,7 @@ def check_weights(folder: str | os.PathLike) -> None:
         check_tensors(config, {key.removeprefix("lam."): x for key, x in tensors.items()}, folder)
 
 
-def _read_header(path) -> tuple[dict[str, tuple[str, list[int]]], str | None]:
+def _read_header(path: str) -> tuple[dict[str, tuple[str, list[int]]], str | None]:
     """Name -> (type, shape) of the tensors of a safetensors file, and the checksum in its metadata."""
     check_regular(path)
     try:
@@ -216,12 +236,13 @@ def _read_header(path) -> tuple[dict[str, tuple[str, list[int]]], str | None]:
         raise OSError(f"{path} is damaged ({error}); get the file again.") from error
 
 
-def check_tensors(config, tensors: dict[str, tuple[str, list[int]]], where) -> None:
+def check_tensors(config: LAMConfig, tensors: dict[str, tuple[str, list[int]]], where: str | os.PathLike[str]) -> None:
     """Raise ValueError unless the tensors of a LAM, name -> (safetensors' type, shape), fit its configuration.
 
     Missing and unknown names are left to those who load them.
     """
-    layers = [int(found[1]) for key in tensors if (found := re.match(r"layers\.(\d{1,9})\.", key))]
+    numbers = (re.match(r"layers\.(\d{1,9})\.", key) for key in tensors)
+    layers = [int(number[1]) for number in numbers if number]
     if layers and max(layers) + 1 != config.num_hidden_layers:
         raise ValueError(
             f"config.json of {where} says num_hidden_layers is {config.num_hidden_layers}, the weights have "
@@ -242,10 +263,14 @@ def check_tensors(config, tensors: dict[str, tuple[str, list[int]]], where) -> N
             raise OSError(f"{key} of {where} holds numbers of type {kind}, a LAM's are floats ({', '.join(FLOATS)}).")
 
 
-def tensor_shapes(config) -> dict[str, list[int]]:
+def tensor_shapes(config: LAMConfig) -> dict[str, list[int]]:
     """Name -> shape of every tensor of a `LAMModel`, without building one."""
-    size, heads, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
-    width, flux, rank = config.head_size, config.flux_hidden_size, config.output_gate_rank
+    size = config.hidden_size
+    heads = config.num_attention_heads
+    inner = config.intermediate_size
+    width = config.head_size
+    flux = config.flux_hidden_size
+    rank = config.output_gate_rank
     rows = 3 * size + 5 * heads + (size if rank is None else rank)
     layer = {
         "memory.in_proj.weight": [rows, size],
@@ -270,29 +295,38 @@ def tensor_shapes(config) -> dict[str, list[int]]:
         layer["memory.gate_proj.weight"] = [size, rank]
     for norm in ("memory_norm", "feed_forward_norm"):
         layer |= {f"{norm}.weight": [size], f"{norm}.bias": [size]}
-    found = {f"layers.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in layer.items()}
-    for table, count in (
-        ("word", config.vocab_size), ("position", config.position_table_size), ("token_type", config.type_vocab_size)
-    ):  # fmt: skip
-        found[f"embeddings.{table}_embeddings.weight"] = [count, size]
-    return found | {f"embeddings.LayerNorm.{kind}": [size] for kind in ("weight", "bias")}
+    shapes = {f"layers.{i}.{name}": shape for i in range(config.num_hidden_layers) for name, shape in layer.items()}
+    return shapes | {
+        "embeddings.word_embeddings.weight": [config.vocab_size, size],
+        "embeddings.position_embeddings.weight": [config.position_table_size, size],
+        "embeddings.token_type_embeddings.weight": [config.type_vocab_size, size],
+        "embeddings.LayerNorm.weight": [size],
+        "embeddings.LayerNorm.bias": [size],
+    }
 
 
-def check_loaded(model, info: dict, name_or_path, options: dict) -> None:
+def check_loaded(
+    model: LAMPreTrainedModel,
+    info: dict[str, Any],
+    name_or_path: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+) -> None:
     """Raise OSError unless the encoder of a loaded model has all of its weights and those of no other architecture.
 
-    The weights of a head may be missing, and those of another one may stand beside the encoder's. Layers may be left
+    The weights of a head may be missing, and those of another one may be beside the encoder's. Layers may be left
     out at the end: `from_pretrained(folder, num_hidden_layers=3)`.
 
     Args:
+        model: the loaded model.
         info: transformers' loading info.
+        name_or_path: what it was loaded from.
         options: the keyword arguments of `from_pretrained`.
     """
     encoder = model.base_model
     prefix = "" if encoder is model else f"{model.base_model_prefix}."
     own = [name for name, _ in encoder.named_children()]
 
-    def of_encoder(names):
+    def of_encoder(names: Iterable[str]) -> list[str]:
         bare = sorted(name.removeprefix(f"{model.base_model_prefix}.") for name in names)
         return [name for name in bare if name.split(".")[0] in own]
 
@@ -309,12 +343,12 @@ def check_loaded(model, info: dict, name_or_path, options: dict) -> None:
         raise OSError(f"{name_or_path} does not hold the weights of this LAM: missing {missing}, unknown {unknown}.")
 
 
-def weights_checksum(path: str | os.PathLike) -> str:
+def weights_checksum(path: str | os.PathLike[str]) -> str:
     """SHA-256 over the sorted tensor names, types and shapes of a safetensors file and then its tensor bytes."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        while block := file.read(1 << 20):
-            digest.update(block)
+        while data := file.read(1 << 20):
+            digest.update(data)
     return digest.hexdigest()

@@ -13,13 +13,12 @@ Every face of the rule takes the same keyword-only arguments:
     log_decay    [B, T, H, 2]   logarithm of the decay of each mode, finite, <= 0; index 0 fast, 1 slow
     write, read  [B, T, H, 2]   weights of the two modes, already rotated into mode space
     state        [B, H, 2, K, V] or None (zeros): both memories before the first token, in mode space
-    cu_seqlens   [N + 1] integers or None: with it B = 1 and the row holds N texts one behind the other, text i at
+    cu_seqlens   [N + 1] integers or None: with it B = 1 and the row holds N concatenated texts, text i at
                  cu_seqlens[i]:cu_seqlens[i + 1]; state is then [N, H, 2, K, V]
     chunk_size   tokens per chunk; None lets the rule choose
-    two_way_chunk  None, or the number of tokens after which the slow memory is read (two-way reading): a token then
-                 reads mode 1 as it is after the last token of its chunk of that many, counted from the start of the
-                 text in this call, and so sees what follows it in its chunk. Mode 0 is read after the token itself.
-                 What is written does not change.
+    two_way_chunk  None, or the number of tokens of a two-way chunk, counted from the start of the text in this call:
+                 a token then reads mode 1 as it is after the last token of its chunk, and so sees what follows it
+                 there. Mode 0 is read after the token itself. What is written does not change.
 
 and returns ``o`` [B, T, H, V] in the dtype of v and the state after the last token, float32 (float64 for float64
 input).
@@ -29,11 +28,15 @@ rules Z = R' S (docs/ALGORITHM.md); what is called fast and slow here are these 
 """
 
 import contextlib
-import itertools
 import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+
+from .packing_lam import check_rule_arguments, named_tokens, rows_of_like_length, text_by_text, to_chunks
 
 # Inverses are squared only inside blocks of this width: repeated squaring over more loses float32 when keys repeat.
 _BLOCK = 8
@@ -41,10 +44,42 @@ _BLOCK = 8
 _BLOCK_TOKENS = 1024
 
 
+class MemoryRule(Protocol):
+    """The contract of every face of the rule and of what takes its place in a layer (`LAMMemory.rule`)."""
+
+    def __call__(
+        self,
+        *,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor,
+        write: Tensor,
+        read: Tensor,
+        state: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        chunk_size: int | None = None,
+        two_way_chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return o and the state after the last token; see the module."""
+
+
 def recurrent_dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference: one token after the other, exactly as the equations stand.
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    two_way_chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The reference: one token after the other, exactly as the equations are written.
 
     Per head and mode i, with Z_i [K, V] (Yang et al. 2024, "Gated Delta Networks", eq. 10, with separate write and read
     weights):
@@ -58,22 +93,17 @@ def recurrent_dual_delta_rule(
     Args, shapes and return value: see the module. ``chunk_size`` is accepted and ignored. Raises ValueError for shapes,
     dtypes or ``cu_seqlens`` that do not fit together.
     """
-    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk)
+    tokens = (q, k, v, beta, log_decay, write, read)
+    check_rule_arguments(tokens, state, cu_seqlens, chunk_size, two_way_chunk)
     if cu_seqlens is not None:
-        bounds = cu_seqlens.tolist()
-        parts = []
-        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
-            text = {n: x[:, start:end] for n, x in _named(q, k, v, beta, log_decay, write, read)}
-            first = None if state is None else state[i : i + 1]
-            parts.append(recurrent_dual_delta_rule(**text, state=first, two_way_chunk=two_way_chunk))
-        return torch.cat([o for o, _ in parts], dim=1), torch.cat([s for _, s in parts])
-    out_dtype, dtype = v.dtype, _compute_dtype(v)
+        return text_by_text(recurrent_dual_delta_rule, tokens, state, cu_seqlens, two_way_chunk)
+    out_dtype = v.dtype
     with no_autocast(q.device.type):
-        q, k, v, beta, decay = q.to(dtype), k.to(dtype), v.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
-        write, read = write.to(dtype), read.to(dtype)
+        q, k, v, beta, log_decay, write, read = (x.to(_compute_dtype(v)) for x in tokens)
+        decay = log_decay.exp()
         z = _first_state(state, q, v, q.shape[0])
         time = q.shape[1]
-        outputs: list[torch.Tensor] = []
+        outputs: list[Tensor] = []
         for t in range(time):
             z = decay[:, t, :, :, None, None] * z  # [B, H, 2, K, V]
             recalled = torch.einsum("bhk,bhmkv->bhmv", k[:, t], z)
@@ -92,8 +122,19 @@ def recurrent_dual_delta_rule(
 
 
 def chunk_dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    two_way_chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The same rule, exact, as matrix products: parallel inside a chunk of C tokens, sequential between chunks.
 
     Per mode and chunk, with G the running sum of log_decay and D_ts = exp(G_t - G_s) for t >= s (Yang et al. 2024,
@@ -108,12 +149,13 @@ def chunk_dual_delta_rule(
 
     Args, shapes and return value: see the module. Raises ValueError as the reference does.
     """
-    check_rule_arguments(q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk)
+    tokens = [q, k, v, beta, log_decay, write, read]
+    check_rule_arguments(tokens, state, cu_seqlens, chunk_size, two_way_chunk)
     if q.shape[1] == 0:
         return v, _first_state(state, q, v, len(q) if cu_seqlens is None else len(cu_seqlens) - 1)
     with no_autocast(q.device.type):
         dtype = _compute_dtype(v)
-        tokens = [x.to(dtype) for x in (q, k, v, beta, log_decay, write, read)]
+        tokens = [x.to(dtype) for x in tokens]
         state = None if state is None else state.to(dtype)
         if cu_seqlens is None:
             o, z = _scan_batch(tokens, state, chunk_size, two_way_chunk)
@@ -123,18 +165,27 @@ def chunk_dual_delta_rule(
 
 
 def dual_delta_rule(
-    *, q, k, v, beta, log_decay, write, read, state=None, cu_seqlens=None, chunk_size=None, two_way_chunk=None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int | None = None,
+    two_way_chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """The rule by its fastest exact face: token by token for single steps, in chunks otherwise.
 
     Args, shapes, return value and errors: see the module and :func:`recurrent_dual_delta_rule`.
     """
     single_step = cu_seqlens is None and q.ndim == 4 and q.shape[1] == 1
     rule = recurrent_dual_delta_rule if single_step else chunk_dual_delta_rule
-    return rule(
-        q=q, k=k, v=v, beta=beta, log_decay=log_decay, write=write, read=read,
-        state=state, cu_seqlens=cu_seqlens, chunk_size=chunk_size, two_way_chunk=two_way_chunk,
-    )  # fmt: skip
+    tokens = named_tokens([q, k, v, beta, log_decay, write, read])
+    return rule(**tokens, state=state, cu_seqlens=cu_seqlens, chunk_size=chunk_size, two_way_chunk=two_way_chunk)
 
 
 def default_chunk_size(longest: int) -> int:
@@ -143,7 +194,7 @@ def default_chunk_size(longest: int) -> int:
     return max(-(-longest // max(chunks, 1)), 1)
 
 
-def _chunk_size(asked, longest: int, two_way_chunk) -> int:
+def _chunk_size(asked: int | None, longest: int, two_way_chunk: int | None) -> int:
     """The chunk size for texts of at most `longest` tokens, so that chunks end where two-way chunks end."""
     size = asked or default_chunk_size(longest)
     if two_way_chunk is None or longest <= two_way_chunk:
@@ -151,76 +202,91 @@ def _chunk_size(asked, longest: int, two_way_chunk) -> int:
     return math.gcd(two_way_chunk, asked) if asked else max(d for d in range(1, 33) if two_way_chunk % d == 0)
 
 
-def _scan_batch(tokens, state, chunk_size, two_way_chunk):
+def _scan_batch(
+    tokens: Sequence[Tensor], state: Tensor | None, chunk_size: int | None, two_way_chunk: int | None
+) -> tuple[Tensor, Tensor]:
     """The rule on tokens [B, T, ...], a block of rows or of time after the other so that each stays in the cache."""
     batch, time = tokens[0].shape[:2]
-    rows, width = max(_BLOCK_TOKENS // time, 1), min(time, _BLOCK_TOKENS)
+    # A graph has one number of steps for any number of rows.
+    rows = batch if torch.compiler.is_compiling() else max(_BLOCK_TOKENS // time, 1)
+    starts = [0] if torch.compiler.is_compiling() else range(0, batch, rows)
+    width = min(time, _BLOCK_TOKENS)
     if two_way_chunk is not None and width < time:
         width = max(width - width % two_way_chunk, two_way_chunk)
-    # A graph has one number of steps for any number of rows.
-    starts, rows = ([0], batch) if torch.compiler.is_compiling() else (range(0, batch, rows), rows)
-    outputs, states = [], []
+    outputs = []
+    states = []
     for row in starts:
         z = None if state is None else state[row : row + rows]
         row_outputs = []
         for start in range(0, time, width):
             block = [x[row : row + rows, start : start + width] for x in tokens]
             size = _chunk_size(chunk_size, block[0].shape[1], two_way_chunk)
-            o, z = _scan_chunks(*block, state=z, size=size, two_way_chunk=two_way_chunk)
+            o, z = _scan_chunks(block, z, size, two_way_chunk)
             row_outputs.append(o)
+        assert z is not None
         outputs.append(_cat(row_outputs, 1))
         states.append(z)
     return _cat(outputs, 0), _cat(states, 0)
 
 
-def _scan_packed(tokens, state, cu_seqlens, chunk_size, two_way_chunk):
+def _scan_packed(
+    tokens: Sequence[Tensor],
+    state: Tensor | None,
+    cu_seqlens: Tensor,
+    chunk_size: int | None,
+    two_way_chunk: int | None,
+) -> tuple[Tensor, Tensor]:
     """The rule on a packed row [1, T, ...]: texts of like length are laid side by side, the shorter ones padded.
 
-    A padding step writes nothing, forgets nothing and is read by nobody.
+    A padding step writes nothing, forgets nothing and is read by nobody. cu_seqlens is on the CPU.
     """
-    lengths, device = cu_seqlens.diff(), tokens[0].device
-    if len(lengths) * int(lengths.max()) == int(cu_seqlens[-1]):  # all of one length: nothing to pad or to sort
+    lengths = cu_seqlens.diff()
+    total = int(cu_seqlens[-1])
+    device = tokens[0].device
+    if len(lengths) * int(lengths.max()) == total:  # all of one length: nothing to pad or to sort
         rows = [x.unflatten(1, (len(lengths), -1)).squeeze(0) for x in tokens]
         o, z = _scan_batch(rows, state, chunk_size, two_way_chunk)
         return o.flatten(0, 1).unsqueeze(0), z
-    order = torch.argsort(lengths, descending=True, stable=True)
-    total = int(cu_seqlens[-1])
-    place = torch.empty(total, dtype=torch.long)
     padded = [F.pad(x[0], (0, 0) * (x.ndim - 2) + (0, 1)) for x in tokens]  # row `total` is a row of zeros
-    outputs, states, first, written = [], [], 0, 0
-    while first < len(order):
-        longest = max(int(lengths[order[first]]), 1)
-        texts = order[first : first + max(_BLOCK_TOKENS // longest, 1)]
-        offset = torch.arange(longest)
-        real = offset < lengths[texts].unsqueeze(1)
-        source = torch.where(real, cu_seqlens[texts].unsqueeze(1) + offset, total)  # [texts, longest]
+    place = torch.empty(total, dtype=torch.long)
+    order: list[Tensor] = []
+    outputs = []
+    states = []
+    written = 0
+    for texts, source in rows_of_like_length(cu_seqlens, _BLOCK_TOKENS):
+        real = source < total
         place[source[real]] = written + real.flatten().nonzero().squeeze(1)
-        source, texts = source.to(device), texts.to(device)
-        before = None if state is None else state[texts]
-        o, z = _scan_batch([x[source] for x in padded], before, chunk_size, two_way_chunk)
+        before = None if state is None else state[texts.to(device)]
+        o, z = _scan_batch([x[source.to(device)] for x in padded], before, chunk_size, two_way_chunk)
+        order.append(texts)
         outputs.append(o.flatten(0, 1))
         states.append(z)
-        first, written = first + len(texts), written + source.numel()
-    return _cat(outputs, 0)[place.to(device)].unsqueeze(0), _cat(states, 0)[torch.argsort(order).to(device)]
+        written += source.numel()
+    back = torch.argsort(torch.cat(order)).to(device)
+    return _cat(outputs, 0)[place.to(device)].unsqueeze(0), _cat(states, 0)[back]
 
 
-def _cat(parts, dim):
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that copies nothing where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size, two_way_chunk=None):
+def _scan_chunks(
+    tokens: Sequence[Tensor], state: Tensor | None, size: int, two_way_chunk: int | None
+) -> tuple[Tensor, Tensor]:
     """[B, T, H, ...] in chunks of `size` tokens: all at once inside, one after the other between them.
 
     Inside, modes and heads come first, then texts and chunks (S chunks a text): [2, H, B, S, C, ...], so that the
     matrices of one step are a view.
     """
+    q, k, v, beta, log_decay, write, read = tokens
     batch, time, heads = beta.shape
     steps = -(-time // size)
-    q, k, v, beta = (_to_chunks(x, steps, size).contiguous() for x in (q, k, v, beta))
+    q, k, v, beta = (to_chunks(x, steps, size).contiguous() for x in (q, k, v, beta))
     log_decay, write, read = (
-        _to_chunks(x, steps, size).movedim(-1, 0).contiguous() for x in (log_decay, write, read)
+        to_chunks(x, steps, size).movedim(-1, 0).contiguous() for x in (log_decay, write, read)
     )  # [2, H, B, S, C]
-    decay = _DecayMatrix.apply(log_decay)  # [2, H, B, S, C, C]
+    decay = decay_matrix(log_decay)  # [2, H, B, S, C, C]
     beta_k = beta.unsqueeze(-1) * k
     transposed = k.transpose(-1, -2)
     inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
@@ -240,18 +306,19 @@ def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size, two_way_
         key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
     # Without gradients a product is added in place.
     add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
-    outputs, slow_outputs = [], []
+    outputs = []
+    slow_outputs = []
     # Chunks of the rule in a two-way chunk; a text that is shorter than one is one.
     group = steps if two_way_chunk is None or time <= two_way_chunk else two_way_chunk // size
     for j in range(steps):
         if z is None:
             new = torch.bmm(inverse[j], value[j])
-            o, z = torch.bmm(score[j], new[:rows]), torch.bmm(to_end[j], new)
+            o = torch.bmm(score[j], new[:rows])
+            z = torch.bmm(to_end[j], new)
         else:
-            i = j - ready
-            new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[i], z, alpha=-1))
-            o = add_product(torch.bmm(query[i], z[:rows]), score[j], new[:rows])
-            z = add_product(forget[i] * z, to_end[j], new)
+            new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[j - ready], z, alpha=-1))
+            o = add_product(torch.bmm(query[j - ready], z[:rows]), score[j], new[:rows])
+            z = add_product(forget[j - ready] * z, to_end[j], new)
         outputs.append(o)
         if two_way_chunk is not None and ((j + 1) % group == 0 or j + 1 == steps):
             asking = q[:, :, j - j % group : j + 1].flatten(2, 3).flatten(0, 1)  # [H B, tokens of the two-way chunk, K]
@@ -267,25 +334,20 @@ def _scan_chunks(q, k, v, beta, log_decay, write, read, *, state, size, two_way_
     return o, z.unflatten(0, (2, heads, batch)).permute(2, 1, 0, 3, 4)
 
 
-def _to_chunks(x, steps, size):
-    """[B, T, H, ...] -> [H, B, S, C, ...]; zeros fill the last chunk."""
-    if x.shape[1] < steps * size:
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps * size - x.shape[1]))
-    return x.unflatten(1, (steps, size)).movedim(3, 0)
+def decay_matrix(log_decay: Tensor) -> Tensor:
+    """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C], with gradients."""
+    return _DecayMatrix.apply(log_decay)
 
 
 class _DecayMatrix(torch.autograd.Function):
-    """D_ts = exp(sum of log_decay over s < r <= t), zero for t < s: [..., C] -> [..., C, C].
-
-    The running sum is float64 where the device has it, and is subtracted in two halves: a difference of two large
-    float32 sums would lose the digits of a small one behind a strong forgetting. Backward sums D * grad over
-    t >= r > s for each r instead of keeping five more matrices alive.
-    """
+    # The running sum is float64 where the device has it, and is subtracted in two halves: a difference of two large
+    # float32 sums would lose the digits of a small one after a strong forgetting. Backward sums D * grad over
+    # t >= r > s for each r instead of keeping five more matrices alive.
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_decay):
+    def forward(log_decay: Tensor) -> Tensor:
         total = log_decay.to(torch.float32 if log_decay.device.type == "mps" else torch.float64).cumsum(-1)
         high = total.to(log_decay.dtype)
         low = (total - high).to(log_decay.dtype)
@@ -293,11 +355,11 @@ class _DecayMatrix(torch.autograd.Function):
         return exponent.clamp_max_(0).exp_().tril_()  # exp is ten times slower for -inf
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (decay,) = ctx.saved_tensors
         size = decay.shape[-1]
         before = torch.ones(size, size, dtype=grad.dtype, device=grad.device).triu_(1)
@@ -313,7 +375,7 @@ class _UnitLowerInverse(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a):
+    def forward(a: Tensor) -> Tensor:
         # LAPACK's substitution is faster on a few threads, but takes one matrix after the other and cannot be exported.
         if not torch.compiler.is_compiling() and a.device.type == "cpu" and torch.get_num_threads() < 4:
             identity = torch.eye(a.shape[-1], dtype=a.dtype).expand_as(a)
@@ -321,22 +383,23 @@ class _UnitLowerInverse(torch.autograd.Function):
         return _unit_lower_inverse(a)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
         transposed = inverse.transpose(-1, -2)
         return (transposed @ grad @ transposed).tril_(-1).neg_()
 
 
-def _unit_lower_inverse(a):
+def _unit_lower_inverse(a: Tensor) -> Tensor:
     """Squaring inside diagonal blocks, (I - A)(I + A^2)(I + A^4), then T21 = -T22 A21 T11 joins neighbours."""
     size = a.shape[-1]
     half = 1 << max(size - 1, 1).bit_length() - 1
     if size > _BLOCK and size != 2 * half:  # no power of two: the largest one below, and the rest
-        top, bottom = _unit_lower_inverse(a[..., :half, :half]), _unit_lower_inverse(a[..., half:, half:])
+        top = _unit_lower_inverse(a[..., :half, :half])
+        bottom = _unit_lower_inverse(a[..., half:, half:])
         return _join_inverses(top, bottom, a[..., half:, :half])
     width = min(_BLOCK, size)
     power = _diagonal_blocks(a, width).tril(-1)
@@ -349,13 +412,15 @@ def _unit_lower_inverse(a):
     while width < size:
         pairs = inverse.unflatten(-3, (-1, 2))
         below = _diagonal_blocks(a, 2 * width)[..., width:, :width]
-        inverse, width = _join_inverses(pairs[..., 0, :, :], pairs[..., 1, :, :], below), 2 * width
+        inverse = _join_inverses(pairs[..., 0, :, :], pairs[..., 1, :, :], below)
+        width *= 2
     return inverse.squeeze(-3)
 
 
-def _join_inverses(top, bottom, below):
+def _join_inverses(top: Tensor, bottom: Tensor, below: Tensor) -> Tensor:
     """The inverse of [[A11, 0], [A21, A22]] from those of A11 and A22."""
-    first, second = top.shape[-1], bottom.shape[-1]
+    first = top.shape[-1]
+    second = bottom.shape[-1]
     joined = top.new_zeros(*top.shape[:-2], first + second, first + second)
     joined[..., :first, :first] = top
     joined[..., first:, first:] = bottom
@@ -363,76 +428,22 @@ def _join_inverses(top, bottom, below):
     return joined
 
 
-def _diagonal_blocks(a, width):
-    """[..., C, C] -> [..., C / width, width, width]"""
+def _diagonal_blocks(a: Tensor, width: int) -> Tensor:
+    """The square blocks on the diagonal of a [..., C, C]: [..., C / width, width, width]."""
     blocks = a.unflatten(-1, (-1, width)).unflatten(-3, (-1, width))
     return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
-def _named(q, k, v, beta, log_decay, write, read):
-    names = ("q", "k", "v", "beta", "log_decay", "write", "read")
-    return tuple(zip(names, (q, k, v, beta, log_decay, write, read), strict=True))
-
-
-def no_autocast(device_type: str):
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast switched off; the device "meta", which computes nothing, has none."""
     return contextlib.nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
-def _compute_dtype(x):
+def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _first_state(state, q, v, batch):
-    dtype = _compute_dtype(v)
+def _first_state(state: Tensor | None, q: Tensor, v: Tensor, batch: int) -> Tensor:
     if state is not None:
-        return state.to(dtype)
-    return torch.zeros(batch, q.shape[2], 2, q.shape[3], v.shape[3], dtype=dtype, device=q.device)
-
-
-def check_rule_arguments(
-    q, k, v, beta, log_decay, write, read, state, cu_seqlens, chunk_size, two_way_chunk=None
-) -> None:
-    """Raise ValueError, naming the argument and what it should be, unless the arguments fit the contract."""
-    if q.ndim != 4 or v.ndim != 4:
-        raise ValueError(f"q and v must be [B, T, H, K] and [B, T, H, V], got {list(q.shape)} and {list(v.shape)}.")
-    (batch, time, heads, width), value_width = q.shape, v.shape[-1]
-    tokens = (batch, time, heads)
-    shapes = {
-        "k": (*tokens, width), "v": (*tokens, value_width), "beta": tokens,
-        "log_decay": (*tokens, 2), "write": (*tokens, 2), "read": (*tokens, 2),
-    }  # fmt: skip
-    for name, x in _named(q, k, v, beta, log_decay, write, read):
-        if name in shapes and tuple(x.shape) != shapes[name]:
-            raise ValueError(f"{name} must be {list(shapes[name])} to go with q {list(q.shape)}, got {list(x.shape)}.")
-        if not x.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}.")
-    texts = batch
-    if cu_seqlens is not None:
-        texts = len(cu_seqlens) - 1
-        check_cu_seqlens("cu_seqlens", cu_seqlens, batch, time)
-    if state is not None and tuple(state.shape) != (texts, heads, 2, width, value_width):
-        expected = [texts, heads, 2, width, value_width]
-        raise ValueError(f"state must be {expected} (texts, heads, 2, K, V), got {list(state.shape)}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    if two_way_chunk is not None and two_way_chunk < 1:
-        raise ValueError(f"two_way_chunk must be None or at least 1, got {two_way_chunk}.")
-
-
-def check_cu_seqlens(name, cu_seqlens, batch, time) -> None:
-    """Raise ValueError unless `cu_seqlens`, which the caller calls `name`, bounds the texts of one row of T tokens."""
-    if batch != 1:
-        raise ValueError(f"With {name} the texts lie in one row (B = 1), got B = {batch}.")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
-        raise ValueError(f"{name} must be integers [N + 1], got {cu_seqlens.dtype} {list(cu_seqlens.shape)}.")
-    if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != time or bool((cu_seqlens.diff() < 0).any()):
-        raise ValueError(f"{name} must rise from 0 to T = {time}, got {cu_seqlens.tolist()[:8]}.")
-
-
-def starting_decay_bias(config) -> torch.Tensor:
-    """Biases [2, H] (fast, slow) at which the decays start: time constants spread evenly in the logarithm."""
-    low, high = (-1 / math.log(x) for x in config.slow_decay_init)
-    steps = torch.linspace(math.log(low), math.log(high), config.num_attention_heads, dtype=torch.float64)
-    slow = torch.exp(-1 / steps.exp())
-    return torch.stack([torch.logit(config.fast_decay_init / slow), torch.logit(slow)]).float()
+        return state.to(_compute_dtype(v))
+    return torch.zeros(batch, q.shape[2], 2, q.shape[3], v.shape[3], dtype=_compute_dtype(v), device=q.device)

@@ -1,5 +1,11 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""Heads on a LAM: classes for a text, classes for each token, and the words behind masks."""
+"""Heads on a LAM: classes for a text, classes for each token, and the words at masked places.
+
+A token's state knows the tokens before it and, where the model reads two ways (`two_way_chunk`), the rest of its own
+chunk.
+"""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.utils import can_return_tuple
 
 from .configuration_lam import LAMConfig
-from .modeling_lam import LAMModel, LAMPreTrainedModel
+from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
 
 # Where a folder's auto classes find the code: written to config.json whichever of the classes is saved.
 AUTO_MAP = {
@@ -22,15 +28,16 @@ _STATES = ("cache", "cache_params", "past_key_values", "use_cache")
 
 
 class LAMPredictionHead(nn.Module):
-    """x -> LayerNorm(act(W x)), [..., D] -> [..., D], before the classifier or the decoder, as BERT's transform."""
+    """LayerNorm(act(W x)) before the classifier or the decoder, as BERT's transform."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [..., D] -> [..., D]."""
         return self.norm(self.act(self.dense(x)))
 
 
@@ -38,16 +45,16 @@ class LAMWithHead(LAMPreTrainedModel):
     """The encoder `lam` and what all heads share.
 
     `forward` takes what `LAMModel.forward` does, other than a state: what was read before could not be pooled, and the
-    outputs have no place for what comes after. Read texts in pieces with `model.lam`.
+    outputs have no place for what comes after. `model.lam` reads texts in segments.
     """
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__(config)
         self.lam = LAMModel(config)
         self.head = LAMPredictionHead(config)
 
-    def encode(self, inputs: dict):
-        """`LAMModelOutput` of the keyword arguments. Raises ValueError for a state among them."""
+    def encode(self, **inputs: Any) -> LAMModelOutput:
+        """What `self.lam` gives for these arguments of its forward. Raises ValueError for a state among them."""
         if given := [name for name in _STATES if inputs.get(name) is not None and inputs[name] is not False]:
             raise ValueError(
                 f"{type(self).__name__} reads whole texts: leave {', '.join(given)} out, or give it to model.lam."
@@ -65,7 +72,7 @@ class LAMForSequenceClassification(LAMWithHead):
     # The loss is a mean over the batch: Trainer then divides by the number of batches that it accumulates.
     accepts_loss_kwargs = False
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -81,12 +88,18 @@ class LAMForSequenceClassification(LAMWithHead):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        r"""
+        r"""Logits of each text, and their loss where labels are given.
+
         Args:
+            input_ids: as `LAMModel.forward`, like all that follow but `labels`.
+            attention_mask: see there.
+            token_type_ids: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
             labels: [B] integers or floats, or [B, num_labels] floats.
-            others: as `LAMModel.forward`.
+            kwargs: see there.
 
         Returns:
             `SequenceClassifierOutput` with logits [B, num_labels].
@@ -98,11 +111,14 @@ class LAMForSequenceClassification(LAMWithHead):
             raise ValueError(
                 "LAMForSequenceClassification takes one text a row: give attention_mask, not cu_seq_lens_q."
             )
-        inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "position_ids": position_ids, "inputs_embeds": inputs_embeds,
-        }  # fmt: skip
-        output = self.encode(inputs | kwargs)
+        output = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         pooled = pool(output.last_hidden_state, attention_mask, self.config.classifier_pooling)
         logits = self.classifier(self.dropout(self.head(pooled)))
         loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -110,9 +126,9 @@ class LAMForSequenceClassification(LAMWithHead):
 
 
 class LAMForTokenClassification(LAMWithHead):
-    """A class for each token, known from it and what stands before it."""
+    """A class for each token."""
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -129,23 +145,32 @@ class LAMForTokenClassification(LAMWithHead):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> TokenClassifierOutput:
-        r"""
+        r"""Logits of each token, and their loss where labels are given.
+
         Args:
+            input_ids: as `LAMModel.forward`, like all that follow but `labels` and `num_items_in_batch`.
+            attention_mask: see there.
+            token_type_ids: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
             labels: [B, T] integers, -100 where a token has none.
             num_items_in_batch: what the sum of the tokens' losses is divided by, for batches that are accumulated; the
                 number of labels here if not given.
-            others: as `LAMModel.forward`.
+            kwargs: see there.
 
         Returns:
             `TokenClassifierOutput` with logits [B, T, num_labels].
         """
-        inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "position_ids": position_ids, "inputs_embeds": inputs_embeds,
-        }  # fmt: skip
-        output = self.encode(inputs | kwargs)
+        output = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         logits = self.classifier(self.dropout(self.head(output.last_hidden_state)))
         loss = None
         if labels is not None:
@@ -154,20 +179,22 @@ class LAMForTokenClassification(LAMWithHead):
 
 
 class LAMForMaskedLM(LAMWithHead):
-    """The words behind masks, from what stands before them. The decoder's weight is that of the word embeddings."""
+    """The words at masked places. The decoder's weight is that of the word embeddings."""
 
     _tied_weights_keys = {"decoder.weight": "lam.embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: LAMConfig):
+    def __init__(self, config: LAMConfig) -> None:
         config.tie_word_embeddings = True  # folders of an encoder alone say False, which means nothing there
         super().__init__(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder, whose weight is tied to the word embeddings."""
         return self.decoder
 
-    def set_output_embeddings(self, value):
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder."""
         self.decoder = value
 
     @can_return_tuple
@@ -180,22 +207,31 @@ class LAMForMaskedLM(LAMWithHead):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> MaskedLMOutput:
-        r"""
+        r"""Logits of each token over the vocabulary, and their loss where labels are given.
+
         Args:
+            input_ids: as `LAMModel.forward`, like all that follow but `labels` and `num_items_in_batch`.
+            attention_mask: see there.
+            token_type_ids: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
             labels: [B, T] token ids, -100 where nothing is to be predicted.
             num_items_in_batch: as in `LAMForTokenClassification.forward`.
-            others: as `LAMModel.forward`.
+            kwargs: see there.
 
         Returns:
             `MaskedLMOutput` with logits [B, T, vocab_size].
         """
-        inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "position_ids": position_ids, "inputs_embeds": inputs_embeds,
-        }  # fmt: skip
-        output = self.encode(inputs | kwargs)
+        output = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         logits = self.decoder(self.head(output.last_hidden_state))
         loss = None
         if labels is not None:

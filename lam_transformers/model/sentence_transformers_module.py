@@ -6,14 +6,19 @@ tokens of a batch are packed one text after the other and run in rows of at most
 read in segments with carried state and pooled as it goes.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import math
 import mmap
+import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +31,9 @@ from .checks_lam import check_is_lam
 from .packing_lam import segment_size
 from .streaming_lam import PIECE, RunningPool, TextTokenizer, check_text, stream
 
+if TYPE_CHECKING:
+    from .modeling_lam import LAMModel
+
 POOLING = ("mean", "max", "lasttoken")
 CONFIG = "sentence_lam_config.json"
 UNLIMITED = 10**9  # max_seq_length where nothing is truncated: losses and model cards want a number
@@ -34,20 +42,24 @@ SEGMENT_STEP = 64  # a long text is cut at multiples of this many tokens from it
 _TRUNCATES = {True: True, "longest_first": True, "only_first": True, False: False, "do_not_truncate": False}
 
 
-class TextFeatures(dict):
+class TextFeatures(dict[str, Any]):
     """A batch's features; states of the tokens are computed only for those who ask for them.
+
+    Args:
+        features: the features that are known.
+        token_states: computes the states of the tokens, a list of [T, D], one a text.
 
     accelerate makes a second one of the items alone when it turns bf16 to float32 in training: that has no such states.
     """
 
-    def __init__(self, features, token_states=None):
+    def __init__(self, features: dict[str, Any], token_states: Callable[[], list[torch.Tensor]] | None = None) -> None:
         super().__init__(features)
         self._token_states = token_states
 
-    def __missing__(self, key):
+    def __missing__(self, key: str) -> list[torch.Tensor]:
         if key != "token_embeddings" or self._token_states is None:
             raise KeyError(key)
-        states = self["token_embeddings"] = self._token_states()  # list of [T, D], one a text
+        states = self["token_embeddings"] = self._token_states()
         self["attention_mask"] = [torch.ones(len(x), dtype=torch.long) for x in states]
         return states
 
@@ -60,8 +72,8 @@ class LAMTransformer(InputModule, Pooling):
     Args:
         model: a `LAMModel`.
         tokenizer: its fast tokenizer.
-        max_seq_length: tokens, special ones included, at which texts are truncated; None: never, and 1,000,000,000 then
-            stands in the attribute.
+        max_seq_length: tokens, special ones included, at which texts are truncated; None: never, and the attribute is
+            then 1,000,000,000.
         pooling_mode: "mean", "max" or "lasttoken".
         token_budget: tokens that go through the model at once; None: 2,048 on a CPU, 65,536 elsewhere.
         include_prompt: whether "mean" and "max" take in the tokens of the prompt (and the opening token before them).
@@ -72,17 +84,25 @@ class LAMTransformer(InputModule, Pooling):
     config_key_renames = {}
 
     def __init__(
-        self, model, tokenizer, max_seq_length=None, pooling_mode="mean", token_budget=None, include_prompt=True
-    ):
+        self,
+        model: LAMModel,
+        tokenizer: Any,
+        max_seq_length: int | None = None,
+        pooling_mode: str = "mean",
+        token_budget: int | None = None,
+        include_prompt: bool = True,
+    ) -> None:
         torch.nn.Module.__init__(self)
         if pooling_mode not in POOLING:
             raise ValueError(f"pooling_mode must be one of {', '.join(POOLING)}, got {pooling_mode!r}.")
-        self.model, self.pooling_mode = model, pooling_mode
+        self.model = model
+        self.pooling_mode = pooling_mode
         self.tokenizer = tokenizer
-        self.max_seq_length, self.token_budget = max_seq_length, token_budget
+        self.max_seq_length = max_seq_length
+        self.token_budget = token_budget
         self.include_prompt = include_prompt
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         # SentenceTransformer sets these from outside: say at once what does not fit.
         if name == "tokenizer":
             self.text_tokenizer = TextTokenizer(value)
@@ -92,11 +112,13 @@ class LAMTransformer(InputModule, Pooling):
             checked_length(name, value, 1)
         super().__setattr__(name, value)
 
-    def get_config_dict(self):
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings that are saved with the model."""
         unlimited = {"max_seq_length": None} if self.max_seq_length == UNLIMITED else {}
         return super().get_config_dict() | unlimited
 
     def get_embedding_dimension(self) -> int:
+        """Width D of the embeddings."""
         return self.model.config.hidden_size
 
     @property
@@ -109,7 +131,15 @@ class LAMTransformer(InputModule, Pooling):
         """Tokens of a long text that are read at once."""
         return segment_size(self.model.device, self.model.config.two_way_chunk or SEGMENT_STEP, self.budget)
 
-    def preprocess(self, inputs, prompt=None, task=None, max_length=None, processing_kwargs=None, **kwargs):
+    def preprocess(
+        self,
+        inputs: Sequence[str],
+        prompt: str | None = None,
+        task: str | None = None,
+        max_length: int | None = None,
+        processing_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Texts -> `input_ids` and `attention_mask` [B, T], padded on the right, and `prompt_length` with a prompt.
 
         Args:
@@ -119,8 +149,10 @@ class LAMTransformer(InputModule, Pooling):
             max_length: truncates in place of `max_seq_length`, in this call.
             processing_kwargs: as for sentence-transformers' own module; {"text": {"max_length": 256}} and {"text":
                 {"truncation": False}} are all that LAM can do otherwise in one call.
+            kwargs: other options of sentence-transformers, which LAM does not have.
 
-        Raises ValueError for whatever is not a string and for options that LAM does not have.
+        Raises:
+            ValueError: for whatever is not a string and for options that LAM does not have.
         """
         # A TypeError would make SentenceTransformer call again without the prompt.
         if unknown := sorted(name for name, value in kwargs.items() if value is not None):
@@ -134,21 +166,22 @@ class LAMTransformer(InputModule, Pooling):
             features["prompt_length"] = len(ids) - len(self.text_tokenizer.closing)
         return features
 
-    def _tokenised(self, texts, limit):
+    def _tokenised(self, texts: list[str], limit: int) -> list[Any]:
         """Ids of each text, truncated to `limit`; those of a long one are made piece by piece, and no more than needed.
 
         The ids are the same either way, but the tokenizer needs about 100 bytes for each character at once.
         """
-        tokenizer, most = self.text_tokenizer, max(PIECE, 4 * self.budget)
+        tokenizer = self.text_tokenizer
+        most = max(PIECE, 4 * self.budget)
         long = {i for i, text in enumerate(texts) if tokenizer.can_cut and len(text) > most}
-        rows: list = tokenizer.encode(["" if i in long else text for i, text in enumerate(texts)])
+        rows: list[Any] = tokenizer.encode(["" if i in long else text for i, text in enumerate(texts)])
         rows = [row if len(row) <= limit else row[: limit - len(tokenizer.closing)] + tokenizer.closing for row in rows]
         for i in long:
-            pieces = tokenizer.segments(texts[i], 4096, None if limit == UNLIMITED else limit)
-            rows[i] = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in pieces])
+            segments = tokenizer.segments(texts[i], 4096, None if limit == UNLIMITED else limit)
+            rows[i] = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in segments])
         return rows
 
-    def forward(self, features, **kwargs):
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> TextFeatures:
         """Adds `sentence_embedding` [B, D], float32; `token_embeddings` (a list of [T, D]) come when asked for.
 
         Takes what `preprocess` gives, with the padding anywhere, and packed rows (`cu_seq_lens_q`).
@@ -156,20 +189,23 @@ class LAMTransformer(InputModule, Pooling):
         row, lengths = packed(features)
         skip = 0 if self.include_prompt else first_number(features.get("prompt_length", 0))
         bounds = [0, *itertools.accumulate(lengths)]
-        parts, first = [], 0
+        embeddings = []
+        first = 0
         while first < len(lengths):
             last = first + 1
             while last < len(lengths) and bounds[last + 1] - bounds[first] <= self.budget:
                 last += 1
-            parts.append(self._pooled_row(row, bounds[first : last + 1], skip))
+            embeddings.append(self._pooled_row(row, bounds[first : last + 1], skip))
             first = last
         empty = row.new_zeros(0, self.get_embedding_dimension(), dtype=torch.float32)
-        embeddings = torch.cat(parts) if parts else empty
-        return TextFeatures(dict(features) | {"sentence_embedding": embeddings}, lambda: self._token_states(features))
+        pooled = {"sentence_embedding": torch.cat(embeddings) if embeddings else empty}
+        return TextFeatures(dict(features) | pooled, lambda: self._token_states(features))
 
-    def _pooled_row(self, ids, bounds, skip):
+    def _pooled_row(self, ids: torch.Tensor, bounds: list[int], skip: int) -> torch.Tensor:
         """The texts of ids [N] between the bounds -> [texts, D], the first `skip` tokens of each left out."""
-        start, end, device = bounds[0], bounds[-1], self.model.device
+        start = bounds[0]
+        end = bounds[-1]
+        device = self.model.device
         if len(bounds) == 2 and end - start > self.budget and not torch.is_grad_enabled():
             return self._pool(self._id_states(ids[start:end]), min(skip, end - start - 1)).unsqueeze(0)
         ends = torch.tensor(bounds, device=device) - start
@@ -182,38 +218,42 @@ class LAMTransformer(InputModule, Pooling):
             # Of a text that is all prompt the closing token remains.
             skipped = (lengths - 1).clamp(max=skip)
             kept = torch.arange(end - start, device=device) >= (ends[:-1] + skipped)[text]
-            states, text, lengths = states[kept], text[kept], lengths - skipped
+            states = states[kept]
+            text = text[kept]
+            lengths = lengths - skipped
         pooled = states.new_zeros(len(lengths), states.shape[1])
         if self.pooling_mode == "mean":
             return pooled.index_add(0, text, states) / lengths.unsqueeze(1)
         return pooled.scatter_reduce(0, text.unsqueeze(1).expand_as(states), states, "amax", include_self=False)
 
-    def _row_states(self, ids, bounds):
+    def _row_states(self, ids: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
         """Token states [N, D] of packed texts; ids [N], bounds [texts + 1] from 0."""
         ids = ids.to(self.model.device, torch.long).unsqueeze(0)
         return self.model(input_ids=ids, cu_seq_lens_q=bounds).last_hidden_state[0]
 
-    def _id_states(self, ids):
+    def _id_states(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """Token states [T, D] of one text, ids [N], one segment after the other. Long texts are cut here only."""
-        segments = (piece.tolist() for piece in ids.split(self.segment))
+        segments = (segment.tolist() for segment in ids.split(self.segment))
         hidden = len(ids) <= self.segment or not _progress_shown()
         with tqdm(total=len(ids), unit="token", unit_scale=True, leave=False, disable=hidden) as bar:
             for states, _ in stream(self.model, segments):
                 yield states
                 bar.update(len(states))
 
-    def _pool(self, states, skip):
+    def _pool(self, states: Iterable[torch.Tensor], skip: int) -> torch.Tensor:
         pool = RunningPool(str(self.pooling_mode))
-        for piece in states:
-            pool.add(piece[skip:])
-            skip = max(skip - len(piece), 0)
+        for segment in states:
+            pool.add(segment[skip:])
+            skip = max(skip - len(segment), 0)
         return pool.result()
 
-    def _token_states(self, features):
+    def _token_states(self, features: dict[str, Any]) -> list[torch.Tensor]:
         row, lengths = packed(features)
         return [torch.cat(list(self._id_states(ids))) for ids in row.split(lengths)]
 
-    def save(self, output_path, *args, safe_serialization=True, **kwargs):
+    def save(
+        self, output_path: str | os.PathLike[str], *args: Any, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
         """Write model, tokenizer, settings and the code that a stranger needs."""
         self.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)
@@ -226,23 +266,28 @@ class LAMTransformer(InputModule, Pooling):
     @classmethod
     def load(  # type: ignore[override]
         cls,
-        model_name_or_path,
-        subfolder="",
-        token=None,
-        cache_folder=None,
-        revision=None,
-        local_files_only=False,
-        trust_remote_code=False,
-        model_kwargs=None,
-        processor_kwargs=None,
-        config_kwargs=None,
-        backend="torch",
-        **kwargs,
-    ):
+        model_name_or_path: str | os.PathLike[str],
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+        **kwargs: Any,
+    ) -> LAMTransformer:
         """As SentenceTransformer calls it. `model_kwargs` and `processor_kwargs` go to transformers."""
         if backend != "torch":
             raise ValueError(f"LAM runs on the backend 'torch', got {backend!r}.")
-        where = {"subfolder": subfolder, "token": token, "revision": revision, "local_files_only": local_files_only}
+        where: dict[str, Any] = {
+            "subfolder": subfolder,
+            "token": token,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
         check_is_lam(model_name_or_path, cache_dir=cache_folder, **where)
         settings = cls.load_config(model_name_or_path, cache_folder=cache_folder, **where)
         where |= {"cache_dir": cache_folder, "trust_remote_code": trust_remote_code}
@@ -254,22 +299,24 @@ class LAMTransformer(InputModule, Pooling):
         return cls(model, tokenizer, **(settings | ({"max_seq_length": length} if length else {})))
 
 
-def checked_length(name, value, least=3):
+def checked_length(name: str, value: Any, least: int = 3) -> int:
     """Return a number of tokens. Raises ValueError, naming it, unless it is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}.")
     return value
 
 
-def limit_of_call(processing_kwargs, limit):
+def limit_of_call(processing_kwargs: dict[str, Any] | None, limit: int) -> int:
     """Tokens at which a call truncates, `limit` without the options of the call.
 
     Raises ValueError for options other than max_length and truncation.
     """
     groups = {name: options for name, options in (processing_kwargs or {}).items() if options}
     options = groups.pop("text", {}) | groups.pop("common", {})
-    most, truncation = options.pop("max_length", None), options.pop("truncation", None)
-    padding, tensors = options.pop("padding", True), options.pop("return_tensors", "pt")
+    most = options.pop("max_length", None)
+    truncation = options.pop("truncation", None)
+    padding = options.pop("padding", True)
+    tensors = options.pop("return_tensors", "pt")
     unknown = sorted([*groups, *options])
     unknown += [] if padding in (True, "longest") else [f"padding={padding!r}"]
     unknown += [] if tensors == "pt" else [f"return_tensors={tensors!r}"]
@@ -284,7 +331,7 @@ def limit_of_call(processing_kwargs, limit):
     return limit if most is None else checked_length("max_length", most)
 
 
-def padded(rows, pad):
+def padded(rows: Sequence[Any], pad: int) -> dict[str, torch.Tensor]:
     """Rows of ids -> `input_ids` and `attention_mask` [B, T], padded on the right.
 
     One long text makes all the padding of a batch: 32 rows, one of them of a million tokens, have 32 million places. A
@@ -293,7 +340,8 @@ def padded(rows, pad):
     """
     shape = (len(rows), max(map(len, rows), default=0))
     wide = shape[0] * shape[1] > WIDE
-    ids, mask = (untouched_zeros(shape, x) if wide else np.zeros(shape, np.int64) for x in (np.int32, np.bool_))
+    ids = untouched_zeros(shape, np.int32) if wide else np.zeros(shape, np.int64)
+    mask = untouched_zeros(shape, np.bool_) if wide else np.zeros(shape, np.int64)
     if pad:
         ids[:] = pad
     for i, row in enumerate(rows):
@@ -302,7 +350,7 @@ def padded(rows, pad):
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
-def untouched_zeros(shape, dtype):
+def untouched_zeros(shape: tuple[int, int], dtype: Any) -> np.ndarray[Any, Any]:
     """Zeros as of numpy, that take memory only where something is written to them later, in pages of 4 KB."""
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):
         return np.zeros(shape, dtype)
@@ -313,18 +361,22 @@ def untouched_zeros(shape, dtype):
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def packed(features):
-    """The real ids [N] of a batch, one text after the other, and the number of them in each text.
+def packed(features: dict[str, Any]) -> tuple[torch.Tensor, list[int]]:
+    """The real ids [N] of a batch, its texts concatenated, and the number of them in each text.
 
     Raises ValueError for a mask of another shape and for texts without a token.
     """
-    ids, mask, bounds = (features.get(name) for name in ("input_ids", "attention_mask", "cu_seq_lens_q"))
+    ids = features.get("input_ids")
+    mask = features.get("attention_mask")
+    bounds = features.get("cu_seq_lens_q")
     if ids is None:  # an empty batch
         return torch.zeros(0, dtype=torch.long), []
     if bounds is not None:
-        row, lengths = ids.flatten(), bounds.diff().tolist()
+        row = ids.flatten()
+        lengths = bounds.diff().tolist()
     elif mask is None:
-        row, lengths = ids.flatten(), [ids.shape[1]] * len(ids)
+        row = ids.flatten()
+        lengths = [ids.shape[1]] * len(ids)
     elif mask.shape != ids.shape:
         raise ValueError(f"attention_mask must be {list(ids.shape)} as input_ids, got {list(mask.shape)}.")
     elif mask.numel() <= WIDE:
@@ -334,7 +386,8 @@ def packed(features):
     else:
         # Row by row, so that the padding is never in memory.
         rows = [ids[i][mask[i].bool()] for i in range(len(ids))]
-        row, lengths = torch.cat(rows), [len(x) for x in rows]
+        row = torch.cat(rows)
+        lengths = [len(x) for x in rows]
     if sum(lengths) != len(row) or (lengths and min(lengths) < 1):
         raise ValueError(
             f"The texts of this batch have {lengths} tokens, {len(row)} ids came; each needs one at least."
@@ -342,7 +395,7 @@ def packed(features):
     return row, lengths
 
 
-def first_number(value):
+def first_number(value: Any) -> int:
     """The prompt's length: a number, or a tensor with the same number for each text, as some data loaders make it."""
     return int(value.flatten()[0]) if torch.is_tensor(value) else int(value)
 
@@ -358,7 +411,7 @@ if not __name__.startswith("transformers_modules."):
     sys.modules.setdefault("sentence_transformers_module", sys.modules[__name__])
     LAMTransformer.__module__ = "sentence_transformers_module"
 
-    def _blank():
+    def _blank() -> LAMTransformer:
         return LAMTransformer.__new__(LAMTransformer)
 
     # Another process has to find the class again when it is sent there: by a function whose module is the true one.

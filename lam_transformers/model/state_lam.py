@@ -1,17 +1,27 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
-"""LAMState: what LAM carries from one piece of a text to the next."""
+"""LAMState: what LAM carries from one segment of a text to the next."""
+
+from __future__ import annotations
 
 import functools
 import hashlib
 import os
 import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from .configuration_lam import LAMConfig
+
+if TYPE_CHECKING:
+    from .modeling_lam import LAMModel
+
 MOST = 1 << 53  # tokens that a text can have: far above every real one, far below what int64 holds
-SAMPLE, EVERY = 4, 1 << 16  # numbers of each parameter that enter a fingerprint, and one more for so many of it
+SAMPLE = 4  # numbers of each parameter that enter a fingerprint
+EVERY = 1 << 16  # numbers of a parameter for which one more enters it
 
 
 class LAMState:
@@ -25,48 +35,56 @@ class LAMState:
         fingerprint: identifies the weights that wrote the state; another model refuses it.
     """
 
-    def __init__(self, memory, conv, seen, fingerprint: str):
-        self.memory, self.conv, self.seen, self.fingerprint = list(memory), list(conv), seen, fingerprint
+    def __init__(
+        self, memory: Iterable[torch.Tensor], conv: Iterable[torch.Tensor], seen: torch.Tensor, fingerprint: str
+    ) -> None:
+        self.memory = list(memory)
+        self.conv = list(conv)
+        self.seen = seen
+        self.fingerprint = fingerprint
 
     @property
     def batch_size(self) -> int:
+        """The number of texts."""
         return len(self.seen)
 
-    def _map(self, change) -> "LAMState":
-        memory, conv = [change(x) for x in self.memory], [change(x) for x in self.conv]
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LAMState:
+        memory = [change(x) for x in self.memory]
+        conv = [change(x) for x in self.conv]
         return LAMState(memory, conv, change(self.seen), self.fingerprint)
 
-    def to(self, device) -> "LAMState":
+    def to(self, device: torch.device | str | int) -> LAMState:
         """A copy on another device."""
         return self._map(lambda x: x.to(device))
 
-    def clone(self) -> "LAMState":
+    def clone(self) -> LAMState:
         """A copy that shares no memory with this state."""
         return self._map(torch.clone)
 
-    def detach(self) -> "LAMState":
+    def detach(self) -> LAMState:
         """The same state, cut off from the gradient of what was read so far."""
         return self._map(torch.Tensor.detach)
 
-    def select(self, rows) -> "LAMState":
+    def select(self, rows: Sequence[int] | torch.Tensor) -> LAMState:
         """A copy of the given batch rows, in that order. rows: list or 1-d tensor of integers."""
         return self._map(lambda x: x[torch.as_tensor(rows, dtype=torch.long, device=x.device)])
 
-    def copy(self) -> "LAMState":
+    def copy(self) -> LAMState:
         """A state of the same tensors: reading on from it leaves this one as it is."""
         return self._map(lambda x: x)
 
-    def become(self, other: "LAMState") -> None:
+    def become(self, other: LAMState) -> None:
         """Take over all of another state, in one step: no exception or signal leaves half of it."""
         vars(self).update(vars(other))
 
-    def reset(self, rows=None) -> None:
+    def reset(self, rows: Sequence[int] | torch.Tensor | None = None) -> None:
         """Forget everything, in all batch rows or in the given ones."""
-        rows = slice(None) if rows is None else torch.as_tensor(rows, dtype=torch.long, device=self.seen.device)
+        device = self.seen.device
+        chosen = slice(None) if rows is None else torch.as_tensor(rows, dtype=torch.long, device=device)
 
-        def cleared(x):
+        def cleared(x: torch.Tensor) -> torch.Tensor:
             x = x.clone()
-            x[rows] = 0
+            x[chosen] = 0
             return x
 
         self.become(self._map(cleared))
@@ -77,7 +95,7 @@ class LAMState:
         save_tensors(tensors, path, "lam_state", self.fingerprint)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device="cpu") -> "LAMState":
+    def load(cls, path: str | os.PathLike, device: torch.device | str | int = "cpu") -> LAMState:
         """Read a state written by `save`. Raises ValueError if the file is damaged or is no LAM state."""
         tensors, fingerprint = load_tensors(path, "lam_state", "LAMState")
         if {name: x.ndim for name, x in tensors.items()} != {"memory": 6, "conv": 4, "seen": 1}:
@@ -165,7 +183,7 @@ def checksum(tensors: dict[str, torch.Tensor], about: str) -> str:
 
 
 @torch.no_grad()
-def fingerprint_of(model) -> str:
+def fingerprint_of(model: torch.nn.Module) -> str:
     """Identifies the weights of a model by some numbers of every parameter: 32 hexadecimal digits."""
     samples: dict[torch.device, list[torch.Tensor]] = {}
     for p in _parameters(model, []):
@@ -178,21 +196,21 @@ def fingerprint_of(model) -> str:
     return digest.hexdigest()[:32]
 
 
-def _parameters(module, found: list[torch.Tensor]) -> list[torch.Tensor]:
-    """`found` and the parameters of a module; `Module.parameters` takes three times as long."""
-    found += [p for p in module._parameters.values() if p is not None]
+def _parameters(module: torch.nn.Module, known: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`known` and the parameters of a module; `Module.parameters` takes three times as long."""
+    known += [p for p in module._parameters.values() if p is not None]
     for child in module._modules.values():
         if child is not None:
-            _parameters(child, found)
-    return found
+            _parameters(child, known)
+    return known
 
 
 def _samples(x: torch.Tensor) -> list[torch.Tensor]:
     """Some numbers of a parameter, spread over it; of the tensors inside, where it is quantised or shared out."""
     if type(x) not in (torch.Tensor, torch.nn.Parameter) and hasattr(x, "__tensor_flatten__"):
         return [part for name in x.__tensor_flatten__()[0] for part in _samples(getattr(x, name))]
-    found = (x if x.is_contiguous() else x.contiguous()).as_strided(*_places(x.numel()))
-    return [found if x.element_size() > 1 else found.float()]  # float8 does not go with others into one tensor
+    sample = (x if x.is_contiguous() else x.contiguous()).as_strided(*_places(x.numel()))
+    return [sample if x.element_size() > 1 else sample.float()]  # float8 does not go with others into one tensor
 
 
 @functools.cache
@@ -203,22 +221,24 @@ def _places(count: int) -> tuple[tuple[int], tuple[int]]:
 
 
 @torch.no_grad()
-def _old_fingerprint(model) -> str:
+def _old_fingerprint(model: LAMModel) -> str:
     """What LAM 0.1 identified the weights by, for the states and sessions that it saved: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for memory, norm in ((layer.memory, layer.memory_norm) for layer in model.layers):
+    for layer in model.layers:
+        memory = layer.memory
+        norm = layer.memory_norm
         first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
         for x in (first, memory.decay_bias, memory.norm_weight, norm.weight):
             digest.update(x.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def wrote(model, fingerprint: str) -> bool:
+def wrote(model: LAMModel, fingerprint: str) -> bool:
     """Whether a state of this fingerprint was written by the weights of this model."""
     return fingerprint == (_old_fingerprint(model) if len(fingerprint) == 16 else model.fingerprint())
 
 
-def device_of(model) -> torch.device:
+def device_of(model: LAMModel) -> torch.device:
     """Where a model computes: where its embeddings are or, with accelerate's offloading, where they will be taken."""
     words = model.embeddings.word_embeddings
     hook = getattr(words, "_hf_hook", None)
@@ -226,16 +246,17 @@ def device_of(model) -> torch.device:
     return words.weight.device if device is None else torch.device(device)
 
 
-def state_shapes(config, batch: int) -> dict[str, tuple[int, ...]]:
+def state_shapes(config: LAMConfig, batch: int) -> dict[str, tuple[int, ...]]:
     """Shapes of one layer's tensors in the state of `batch` texts."""
-    heads, width = config.num_attention_heads, config.head_size
+    heads = config.num_attention_heads
+    width = config.head_size
     return {
         "memory": (batch, heads, 2, width, width),
         "conv": (batch, config.conv_kernel - 1, 3 * config.hidden_size),
     }
 
 
-def one_state(**given):
+def one_state(**given: LAMState | None) -> LAMState | None:
     """The one state among its names, or None. Raises ValueError if several are given."""
     names = [name for name, state in given.items() if state is not None]
     if len(names) > 1:
@@ -243,7 +264,17 @@ def one_state(**given):
     return given[names[0]] if names else None
 
 
-def check_state(model, state, batch: int) -> None:
+def check_place(model: LAMModel, state: LAMState) -> None:
+    """Raise ValueError unless the next token of each text begins a chunk of two-way reading, where the model has it."""
+    chunk = model.config.two_way_chunk
+    if chunk and not torch.compiler.is_compiling() and bool((state.seen % chunk != 0).any()):
+        raise ValueError(
+            f"cache has seen {state.seen.tolist()[:8]} tokens; a model that reads two ways goes on from multiples of "
+            f"{chunk} only (two_way_chunk): cut the text there, or use LAMSession, which keeps the open chunk."
+        )
+
+
+def check_state(model: LAMModel, state: LAMState, batch: int) -> None:
     """Raise ValueError unless `state` is whole and belongs to these weights and to a batch of this size."""
     if not hasattr(state, "fingerprint"):
         raise ValueError(f"cache must be a LAMState (model.new_state), got {type(state).__name__}.")
@@ -254,22 +285,17 @@ def check_state(model, state, batch: int) -> None:
         got = getattr(state, name)
         wrong = [i for i, x in enumerate(got) if tuple(x.shape) != shape]
         if wrong or len(got) != layers:
-            found = f"that of layer {wrong[0]} {list(got[wrong[0]].shape)}" if wrong else f"{len(got)} layers"
+            instead = f"that of layer {wrong[0]} {list(got[wrong[0]].shape)}" if wrong else f"{len(got)} layers"
             raise ValueError(
-                f"cache comes from another model or is damaged: of {name} it has {found}, "
+                f"cache comes from another model or is damaged: of {name} it has {instead}, "
                 f"this model has {layers} layers of {list(shape)}."
             )
     # Where layers lie on several devices, or come there when they run, so do their states.
     spread = getattr(model, "hf_device_map", None) or hasattr(model.embeddings.word_embeddings, "_hf_hook")
     if not torch.compiler.is_compiling() and (reason := state.damage(None if spread else device_of(model))):
         raise ValueError(f"cache cannot be read on from: {reason}.")
-    chunk = model.config.two_way_chunk
-    if chunk and not torch.compiler.is_compiling() and bool((state.seen % chunk != 0).any()):
-        raise ValueError(
-            f"cache has seen {state.seen.tolist()[:8]} tokens; a model that reads two ways goes on from multiples of "
-            f"{chunk} only (two_way_chunk): cut the text there, or use LAMSession, which keeps the open chunk."
-        )
-    # While training, the weights change from one piece of a text to the next.
+    check_place(model, state)
+    # While training, the weights change from one segment of a text to the next.
     if not model.training and state.fingerprint != (expected := model.fingerprint()):
         if not wrote(model, state.fingerprint):
             raise ValueError(

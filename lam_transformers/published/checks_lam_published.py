@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 
-def check_ids(name: str, ids, size: int) -> torch.Tensor:
+def check_ids(name: str, ids: torch.Tensor | None, size: int) -> torch.Tensor:
     """ids, after making sure that they are [B, T] and within the table; ValueError otherwise."""
     if ids is not None and not isinstance(ids, torch.Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(ids).__name__}; use torch.tensor(...).")
@@ -24,7 +24,7 @@ def check_ids(name: str, ids, size: int) -> torch.Tensor:
     return ids
 
 
-def real_tokens(attention_mask, input_ids) -> torch.Tensor:
+def real_tokens(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
     """The mask as bool [B, T]."""
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
@@ -56,7 +56,7 @@ def check_weights(path: str) -> None:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         header.pop("__metadata__", None)
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-        while block := file.read(1 << 20):
-            digest.update(block)
+        while data := file.read(1 << 20):
+            digest.update(data)
     if digest.hexdigest() != expected:
         raise OSError(f"{path} does not match its own SHA-256; it was changed or damaged, get the file again.")

@@ -2,6 +2,7 @@
 """LAMPublishedConfig: the shapes and the forward rule of a published LAM checkpoint."""
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -65,7 +66,7 @@ class LAMPublishedConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name, largest in LARGEST.items():
             if not 1 <= getattr(self, name) <= largest:
@@ -87,7 +88,7 @@ class LAMPublishedConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got '{getattr(self, name)}'.")
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; whatever does not fit, the error is a ValueError of one line."""
         try:
             return super().from_dict(config_dict, **kwargs)

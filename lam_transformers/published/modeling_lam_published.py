@@ -1,13 +1,13 @@
 # Copyright 2026 The LAM authors. Licensed under the Apache License, Version 2.0.
 """The forward pass of the published LAM checkpoints, as it was, for the people who have their embeddings.
 
-It is no recurrence that could read a text in pieces: a convolution looks one token ahead, and how a text is cut into
+It is no recurrence that could read a text in segments: a convolution looks one token ahead, and how a text is cut into
 chunks depends on its whole length. New models should be a `LAMModel`. Shapes: B texts of one and the same length, T
 time, L padded time, H heads, K = V head size, D = H K hidden size, N chunks of C tokens.
 """
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ CHUNK = {"flat": 128, "main": 32}
 ENTRIES_AT_ONCE = 1 << 24
 WHOLE_TEXTS = (
     "The published rules read whole texts only: their convolution looks one token ahead and their chunks follow from "
-    "the length of the whole text, so a text read in pieces or packed behind another would get another embedding. "
+    "the length of the whole text, so a text read in segments or packed after another would get another embedding. "
     "Give each text whole, in a padded batch with its attention_mask; a LAMModel streams and packs."
 )
 
@@ -35,7 +35,7 @@ WHOLE_TEXTS = (
 class PublishedConvolution(nn.Module):
     """SiLU of the depthwise convolution y[t] = b + sum_j w[j] z[t - 2 + j], j = 0..3: one token of look-ahead."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(size, size, 4, groups=size)
 
@@ -47,9 +47,11 @@ class PublishedConvolution(nn.Module):
 class PublishedFlux(nn.Module):
     """psi of a chunk, from the means over its tokens of its keys and its values."""
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__()
-        heads, width, hidden = config.num_attention_heads, config.head_size, config.flux_hidden_size
+        heads = config.num_attention_heads
+        width = config.head_size
+        hidden = config.flux_hidden_size
         final = config.layout == "final"
         self.W_bilinear = nn.Parameter(torch.empty(*(heads,) * final, width, width))
         self.temp = nn.Parameter(torch.empty(heads))
@@ -73,7 +75,7 @@ class PublishedFlux(nn.Module):
 class PublishedNorm(nn.Module):
     """RMS norm over the last dimension. `gate` belongs to the checkpoint and is never used."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
         self.gate = nn.Parameter(torch.empty(width))
@@ -83,12 +85,15 @@ class PublishedNorm(nn.Module):
 
 
 class PublishedMemory(nn.Module):
-    """What stands where BERT has softmax attention, with the parameter names of the published checkpoints."""
+    """What replaces BERT's softmax attention, with the parameter names of the published checkpoints."""
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__()
-        size, heads = config.hidden_size, config.num_attention_heads
-        self.heads, self.width, self.rule = heads, config.head_size, config.rule
+        size = config.hidden_size
+        heads = config.num_attention_heads
+        self.heads = heads
+        self.width = config.head_size
+        self.rule = config.rule
         self.fast_decay_bias, self.slow_decay_bias = (nn.Parameter(torch.empty(heads)) for _ in range(2))
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(size, size, bias=False) for _ in range(3))
         self.b_proj = nn.Linear(size, heads, bias=False)
@@ -138,7 +143,9 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, dim=-1, eps=1e-12)
 
 
-def _inside(q, k, v, beta):
+def _inside(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What is summed inside the chunks [B, H, N, C, K]: u and w [..., C, K], P [..., C, C], and beta v.
 
     A = -strict_lower(beta k k');   T = I + A + strict_lower(A A');   u = T beta v;   w = T beta k;   P = lower(q k')
@@ -150,7 +157,14 @@ def _inside(q, k, v, beta):
     return t @ written, t @ erased, (q @ k.mT).tril(), written
 
 
-def flat_rule(q, k, v, beta, fast_gate, slow_gate) -> torch.Tensor:
+def flat_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    fast_gate: torch.Tensor,
+    slow_gate: torch.Tensor,
+) -> torch.Tensor:
     """o = 0.1 g_fast P beta v + 0.9 g_slow P u: each chunk by itself, without any state.
 
     q, k, v [B, H, N, C, K]; beta and the gates [B, H, N, C, 1] -> o [B, H, N, C, V]
@@ -159,7 +173,18 @@ def flat_rule(q, k, v, beta, fast_gate, slow_gate) -> torch.Tensor:
     return 0.1 * fast_gate * (p @ written) + 0.9 * slow_gate * (p @ u)
 
 
-def main_rule(q, k, v, beta, fast_gate, slow_gate, fast_decay, slow_decay, *, flux) -> torch.Tensor:
+def main_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    fast_gate: torch.Tensor,
+    slow_gate: torch.Tensor,
+    fast_decay: torch.Tensor,
+    slow_decay: torch.Tensor,
+    *,
+    flux: PublishedFlux,
+) -> torch.Tensor:
     """Two states that go from chunk to chunk, decayed, read, written, mixed and normalised once per chunk.
 
     q, k, v [B, H, N, C, K]; the others [B, H, N, C, 1] -> o [B, H, N, C, V]. The strength of the mixing is a mean over
@@ -195,14 +220,14 @@ def _normalised(state: torch.Tensor) -> torch.Tensor:
 class PublishedEmbeddings(nn.Module):
     """Word + position + token type; the model applies the LayerNorm, as BERT does here."""
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids, token_type_ids, dtype):
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """[B, T] twice -> their sum [B, T, D] in `dtype`"""
         words, types = self.word_embeddings(input_ids), self.token_type_embeddings(token_type_ids)
         return words.to(dtype) + types.to(dtype) + self.position_embeddings.weight[: input_ids.shape[1]].to(dtype)
@@ -211,7 +236,7 @@ class PublishedEmbeddings(nn.Module):
 class PublishedFeedForward(nn.Module):
     """x -> W2 gelu(gelu(W1 x)): the published code applies the activation twice."""
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__()
         self.in_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -223,7 +248,7 @@ class PublishedFeedForward(nn.Module):
 class PublishedLayer(nn.Module):
     """x = LayerNorm(x + memory(x)); x = LayerNorm(x + feed_forward(x))"""
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__()
         self.memory = PublishedMemory(config)
         self.memory_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -247,14 +272,14 @@ class LAMPublishedModel(PreTrainedModel):
     _no_split_modules = ["PublishedLayer"]
     _supports_sdpa = True  # there is no attention to implement: any attn_implementation is accepted and changes nothing
 
-    def __init__(self, config: LAMPublishedConfig):
+    def __init__(self, config: LAMPublishedConfig) -> None:
         super().__init__(config)
         self.embeddings = PublishedEmbeddings(config)
         self.layers = nn.ModuleList(PublishedLayer(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, PublishedFlux):
             init.copy_(module.W_bilinear, torch.eye(self.config.head_size).expand_as(module.W_bilinear))
@@ -266,14 +291,20 @@ class LAMPublishedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.ones_(module.gate)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers, but damaged or incomplete weights are an error, never a half-random model."""
         if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
             check_weights(os.path.join(pretrained_model_name_or_path, "model.safetensors"))
@@ -286,7 +317,7 @@ class LAMPublishedModel(PreTrainedModel):
             )
         return (model, info) if output_loading_info else model
 
-    def new_state(self, batch_size: int):
+    def new_state(self, batch_size: int) -> NoReturn:
         """Raises ValueError: there is no state that would continue a text."""
         raise ValueError(WHOLE_TEXTS)
 
@@ -300,12 +331,12 @@ class LAMPublishedModel(PreTrainedModel):
         cu_seq_lens_q: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutput | tuple[torch.Tensor, ...]:
         r"""
         Args:
             input_ids: [B, T] token ids.
-            attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may stand anywhere in a row.
+            attention_mask: [B, T], 1 for real tokens and 0 for absent ones, which may be anywhere in a row.
             token_type_ids: [B, T], zeros if not given.
             cache_params (also as cache or past_key_values), use_cache, cu_seq_lens_q: refused; a published rule cannot
                 stream or pack.
@@ -336,13 +367,16 @@ class LAMPublishedModel(PreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _read(self, input_ids, types, real) -> list[torch.Tensor]:
+    def _read(self, input_ids: torch.Tensor, types: torch.Tensor, real: torch.Tensor) -> list[torch.Tensor]:
         """The embeddings and the output of each layer [B, T, D]; texts of the same length are read together."""
-        lengths, limit = real.sum(1), self.config.max_position_embeddings
+        lengths = real.sum(1)
+        limit = self.config.max_position_embeddings
         if (longest := int(lengths.max())) > limit:
             raise ValueError(f"A text has {longest} tokens, the published model reads at most {limit}: truncate it.")
-        weight, dtype = self.embeddings.LayerNorm.weight, self._arithmetic()
-        places, groups = [], []
+        weight = self.embeddings.LayerNorm.weight
+        dtype = self._arithmetic()
+        places = []
+        groups = []
         for length in lengths.unique().tolist():
             texts = max(1, ENTRIES_AT_ONCE // (self.config.num_attention_heads * length * length))
             for rows in (lengths == length).nonzero().squeeze(1).split(texts):
@@ -350,7 +384,8 @@ class LAMPublishedModel(PreTrainedModel):
                 places.append(chosen.flatten().nonzero().squeeze(1))
                 ids, kinds = input_ids[chosen].view(-1, length), types[chosen].view(-1, length)
                 groups.append(self.embeddings(ids, kinds, dtype))
-        where, empty = torch.cat(places), weight.new_zeros(real.numel(), len(weight))
+        where = torch.cat(places)
+        empty = weight.new_zeros(real.numel(), len(weight))
         states = []
         for module in (self.embeddings.LayerNorm, *self.layers):
             # Without a change of type these are the module's own parameters.

@@ -15,7 +15,6 @@ from ..evaluation.research.ablation import (
     RETRAINED,
     Scores,
     Tasks,
-    ablated_rule,
     keep_off,
     with_lam,
     without,
@@ -101,22 +100,21 @@ def retrain_ablations(
             student = lam_from_bert(locate_model(base), output_gate_rank=gate)
             if name != FULL:
                 student = without(student, name)
-            with ablated_rule(name):
-                distiller = Distiller(
-                    student=student,
-                    tokenizer=encoder.tokenizer,
-                    config=config,
-                    folder=folder,
-                    dev_file=dev,
-                    teacher=teacher,
-                    table=table,
-                )
-                distiller.prepare()
-                if name != FULL:
-                    keep_off(student, name)
-                say(f"{name}, seed {seed}: {steps} updates")
-                progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
-                scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
+            distiller = Distiller(
+                student=student,
+                tokenizer=encoder.tokenizer,
+                config=config,
+                folder=folder,
+                dev_file=dev,
+                teacher=teacher,
+                table=table,
+            )
+            distiller.prepare()
+            if name != FULL:
+                keep_off(student, name)
+            say(f"{name}, seed {seed}: {steps} updates")
+            progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
+            scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
             say(f"{name}, seed {seed}: {progress.tokens:,} tokens, loss {progress.losses.get('loss', 0.0):.4f}")
     numbers = {
         "rows": _over_seeds([tasks.compare(scores) for scores in scored.values()]),

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 
 from lam_transformers import LAMConfig, LAMModel
 from lam_transformers.checkpoints.init import config_from_bert, init_model, lam_from_bert
-from lam_transformers.model.delta_rule_lam import starting_decay_bias
+from lam_transformers.model.memory_lam import starting_decay_bias
 
 from ..helpers import assert_close_rms, hidden, random_ids
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lam_transformers.checkpoints.export import export_model
 from lam_transformers.encoding import LAMEncoder, LAMSession, chunks, late_chunks, session
-from lam_transformers.encoding.pipeline import Parts
+from lam_transformers.encoding.pipeline import Pipeline
 from lam_transformers.model import state_lam, streaming_lam
 from lam_transformers.model.state_lam import load_tensors
 
@@ -170,7 +170,7 @@ def test_appending_equals_encoding_everything(encoder, pieces, segment):
 def test_a_session_pools_as_the_model_does(folder, pooling):
     encoder = LAMEncoder(folder / "own")
     encoder.model[0].pooling_mode = pooling
-    assert Parts(encoder).pooling == pooling
+    assert Pipeline(encoder).pooling == pooling
     assert close(LAMSession(encoder).append(TEXT).append(TEXT).embedding(), encoder.encode(TEXT + TEXT))
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the evaluate extra is not installed")
 from lam_transformers.checkpoints.init import lam_from_bert
 from lam_transformers.evaluation.data import Data
 from lam_transformers.evaluation.models import BM25, BagOfTokens, load_encoder
-from lam_transformers.evaluation.research.ablation import ABLATIONS, FULL, ablated_rule, keep_off, with_lam, without
+from lam_transformers.evaluation.research.ablation import ABLATIONS, FULL, keep_off, with_lam, without
 from lam_transformers.evaluation.research.long_context import _chunk_distances, _lam_distances, prepare_facts
 from lam_transformers.evaluation.research.pillars import _psi
 from lam_transformers.evaluation.research.probe import (
@@ -71,7 +71,7 @@ def test_one_token_stands_in_the_memories_as_it_was_written(tiny_model):
     ids = random_ids(2, 1, vocab_size=tiny_model.config.vocab_size)
     recorder, psi = Recorder(tiny_model), []
     hooks = [layer.memory.flux.register_forward_hook(lambda *x: psi.append(x[2])) for layer in tiny_model.layers]
-    with torch.no_grad(), replaced_rule(recorder):
+    with torch.no_grad(), replaced_rule(tiny_model, recorder):
         state = read(tiny_model, ids, tiny_model.new_state(2))
     for hook in hooks:
         hook.remove()
@@ -85,7 +85,7 @@ def test_one_token_stands_in_the_memories_as_it_was_written(tiny_model):
 
 def test_writing_to_the_fast_memory_leaves_the_slow_one_empty(tiny_model):
     ids = random_ids(1, 1, vocab_size=tiny_model.config.vocab_size)
-    with torch.no_grad(), replaced_rule(write_to_fast_only(tiny_model)):
+    with torch.no_grad(), replaced_rule(tiny_model, write_to_fast_only(tiny_model)):
         state = read(tiny_model, ids, tiny_model.new_state(1))
     s = memories(tiny_model, state)
     assert s[:, :, :, 1].abs().max() < 1e-6 < 1e-3 < s[:, :, :, 0].abs().max()
@@ -96,14 +96,14 @@ def test_writing_to_the_fast_memory_leaves_the_slow_one_empty(tiny_model):
 
 def test_the_replaced_rule_ends_with_its_block(tiny_model, ids):
     want = hidden(tiny_model, ids)
-    with replaced_rule(additive_rule):
+    with replaced_rule(tiny_model, additive_rule):
         assert (hidden(tiny_model, ids) - want).abs().max() > 1e-3
     assert torch.equal(hidden(tiny_model, ids), want)
 
 
 def recorded(lam, ids):
     recorder = Recorder(lam)
-    with torch.no_grad(), replaced_rule(recorder):
+    with torch.no_grad(), replaced_rule(lam, recorder):
         lam(ids)
     return recorder
 
@@ -111,7 +111,7 @@ def recorded(lam, ids):
 def test_what_layers_are_given_over_several_segments_is_one_sequence(tiny_model):
     ids = random_ids(1, 2_100, vocab_size=tiny_model.config.vocab_size)  # more than one segment on a CPU
     recorder = Recorder(tiny_model)
-    with torch.no_grad(), replaced_rule(recorder):
+    with torch.no_grad(), replaced_rule(tiny_model, recorder):
         read(tiny_model, ids, tiny_model.new_state(1))
     write = recorder.stacked("write")
     assert len(recorder.calls) > len(write) == len(tiny_model.layers)
@@ -137,12 +137,11 @@ def test_each_ablation_switches_off_what_it_names(tiny_model, ids):
     assert without(tiny_model, "cross-timescale").layers[0].memory.sin == 0
     conv = without(tiny_model, "convolution").layers[0].memory.conv1d
     assert torch.equal(conv.weight[..., -1], torch.ones_like(conv.weight[..., -1])) and not conv.weight[..., :-1].any()
-    with ablated_rule("delta rule"):
+    with replaced_rule(tiny_model, additive_rule):
         additive = hidden(tiny_model, ids)
-        # Equal but for rounding: a copy's weights may lie otherwise in memory, and products then sum in another order.
-        assert_close_rms("hidden", hidden(without(tiny_model, "delta rule"), ids), additive, 1e-6)
-    with ablated_rule(FULL):
-        assert (hidden(tiny_model, ids) - additive).abs().max() > 1e-3
+    # Equal but for rounding: a copy's weights may lie otherwise in memory, and products then sum in another order.
+    assert_close_rms("hidden", hidden(without(tiny_model, "delta rule"), ids), additive, 1e-6)
+    assert (hidden(tiny_model, ids) - additive).abs().max() > 1e-3
     assert all(torch.equal(x, before[name]) for name, x in tiny_model.state_dict().items())
 
 

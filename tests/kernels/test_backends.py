@@ -59,7 +59,7 @@ def documented_fla(monkeypatch):
     """A fla that runs anywhere: its documented semantics in torch."""
     monkeypatch.setattr(fla, "load", lambda: documented_rule)
     monkeypatch.setattr(fla, "why_missing", lambda: None)
-    monkeypatch.setattr(fla, "why_not", lambda memory, dtype, device: None)
+    monkeypatch.setattr(fla, "why_not", lambda layer, dtype, device: None)
 
 
 CASES = [

@@ -1,4 +1,4 @@
-"""The rest of a layer behind its memory in the native kernel: bias and GELU, LayerNorm of a sum; and when it runs."""
+"""The rest of a layer after its memory in the native kernel: bias and GELU, LayerNorm of a sum; and when it runs."""
 
 import pytest
 import torch

@@ -12,7 +12,6 @@ import torch
 
 from lam_transformers import kernels
 from lam_transformers.kernels import native
-from lam_transformers.model import memory_lam
 from lam_transformers.model.delta_rule_lam import chunk_dual_delta_rule
 from lam_transformers.model.packing_lam import PackedTexts
 
@@ -64,7 +63,7 @@ def run_reference(monkeypatch, memory, x, texts=None, state=None, conv=None):
     chunk = memory.two_way_chunk
     memory.two_way_chunk = None
     with monkeypatch.context() as patched:
-        patched.setattr(memory_lam, "dual_delta_rule", two_way_rule(chunk))
+        patched.setattr(memory, "rule", two_way_rule(chunk))
         return run("torch", memory, x, texts, state, conv)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput
 
 from lam_transformers.model import streaming_lam
-from lam_transformers.model.streaming_lam import RunningPool, TextTokenizer, ahead, check_text, stream
+from lam_transformers.model.streaming_lam import RunningPool, TextTokenizer, check_text, stream
 
 from ..helpers import assert_close_rms, hidden, random_ids
 
@@ -131,26 +131,6 @@ def test_a_running_pool_is_the_pool_of_everything(mode):
 def test_an_empty_pool_says_so():
     with pytest.raises(ValueError, match="nothing to pool"):
         RunningPool("mean").result()
-
-
-def test_ahead_yields_everything_and_hands_errors_on():
-    made = []
-
-    def items():
-        for i in range(4):
-            made.append(i)
-            yield i
-        raise ValueError("broken")
-
-    got = []
-    with pytest.raises(ValueError, match="broken"):
-        for item in ahead(items()):
-            got.append(item)
-    assert got == [0, 1, 2, 3]
-    assert list(ahead([])) == []
-    some = ahead(iter(range(100)))
-    assert next(some) == 0
-    some.close()  # the thread ends with the generator
 
 
 def in_segments(model, ids, size=7, state=None):

@@ -1,8 +1,7 @@
 """What each component of a LAM contributes: switched off in the trained model, or (retraining.py) trained without."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ..models import MeasuredModel
 from ..part import Context, Part
 from ..parts.retrieval import books_set
 from ..parts.sts import StsSettings
-from .probe import additive_rule, replaced_rule
+from .probe import additive_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -43,23 +42,25 @@ class Ablation:
 
     Attributes:
         label: what the reader is told.
-        change: sets a memory's parameters so that the component does nothing.
+        change: sets a memory's parameters, or its rule, so that the component does nothing.
         frozen: parameters of a memory that training must leave alone then, by name; the rows of in_proj given by
             `rows` keep their zeros too.
-        additive: run the additive rule in place of the delta rule.
     """
 
     label: str
-    change: Callable[[LAMMemory], None] = lambda memory: None
+    change: Callable[[LAMMemory], None]
     frozen: tuple[str, ...] = ()
     rows: Callable[[LAMMemory], slice] | None = None
-    additive: bool = False
 
 
 def _decay_rows(memory: LAMMemory) -> slice:
     """Rows of in_proj that make the decays depend on the token: slow, then fast."""
     start = 3 * memory.heads * memory.width + memory.heads
     return slice(start, start + 2 * memory.heads)
+
+
+def _additive(memory: LAMMemory) -> None:
+    memory.rule = additive_rule
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ FLUX = (
     "flux.out_proj.bias",
 )
 ABLATIONS = {
-    "delta rule": Ablation("delta rule off: additive memory", additive=True),
+    "delta rule": Ablation("delta rule off: additive memory", _additive),
     "two memories": Ablation("one memory: slow only", _one_memory, FLUX),
     "cross-timescale": Ablation("cross-timescale exchange 0", _no_exchange),
     "flux": Ablation("resonance flux constant at 0.5", lambda memory: _flux_at(memory, 0.5), FLUX),
@@ -108,18 +109,11 @@ ABLATIONS = {
 
 
 def without(lam: LAMModel, name: str) -> LAMModel:
-    """A copy of a LAM in which a component of `ABLATIONS` does nothing (the rule itself: see `ablated_rule`)."""
+    """A copy of a LAM in which a component of `ABLATIONS` does nothing."""
     copied = copy.deepcopy(lam)
     for layer in copied.layers:
         ABLATIONS[name].change(layer.memory)
     return copied
-
-
-@contextlib.contextmanager
-def ablated_rule(name: str) -> Iterator[None]:
-    """The additive rule inside the block, if that is what an ablation asks for."""
-    with replaced_rule(additive_rule) if name != FULL and ABLATIONS[name].additive else contextlib.nullcontext():
-        yield
 
 
 def keep_off(lam: LAMModel, name: str) -> None:
@@ -213,8 +207,7 @@ def run(context: Context) -> Numbers:
     scored = {FULL: tasks.score(context.model)}
     for name in ABLATIONS:
         context.say(f"without: {name}")
-        with ablated_rule(name):
-            scored[name] = tasks.score(with_lam(context.model, without(context.model.lam, name)))
+        scored[name] = tasks.score(with_lam(context.model, without(context.model.lam, name)))
     return {"rows": tasks.compare(scored), **tasks.describe()}
 
 

@@ -273,7 +273,7 @@ def _psi(lam, ids: list[int]) -> np.ndarray:
     kept: list[torch.Tensor] = []
     hooks = [layer.memory.flux.register_forward_hook(lambda *x: kept.append(x[2])) for layer in lam.layers]
     try:
-        with replaced_rule(dual_delta_rule):
+        with replaced_rule(lam, dual_delta_rule):
             read(lam, torch.tensor([ids]), lam.new_state(1))
     finally:
         for hook in hooks:

@@ -5,15 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 
-from ...kernels import use_backend
-from ...model import memory_lam
-from ...model.delta_rule_lam import _DecayMatrix, dual_delta_rule
-from ...model.packing_lam import SEGMENT
+from ...model.delta_rule_lam import decay_matrix, dual_delta_rule
+from ...model.packing_lam import SEGMENT, text_by_text
 from ...model.state_lam import LAMState
 from ..models import MeasuredModel
 
@@ -21,13 +18,20 @@ Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @contextlib.contextmanager
-def replaced_rule(rule: Rule) -> Iterator[None]:
-    """Inside the block every LAM of this package runs `rule` in place of `dual_delta_rule`, in torch.
+def replaced_rule(lam, rule: Rule) -> Iterator[None]:
+    """Inside the block the layers of a LAM run `rule` in place of `dual_delta_rule`, in torch.
 
     rule: same keyword-only arguments and return value (delta_rule_lam.py). Layers call it in their order.
     """
-    with use_backend("torch"), mock.patch.object(memory_lam, "dual_delta_rule", rule):
+    memories = [layer.memory for layer in lam.layers]
+    before = [memory.rule for memory in memories]
+    for memory in memories:
+        memory.rule = rule
+    try:
         yield
+    finally:
+        for memory, own in zip(memories, before, strict=True):
+            memory.rule = own
 
 
 def additive_rule(
@@ -41,12 +45,7 @@ def additive_rule(
     """
     tokens = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "write": write, "read": read}
     if cu_seqlens is not None:
-        parts = []
-        for i, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
-            text = {name: x[:, start:end] for name, x in tokens.items()}
-            first = None if state is None else state[i : i + 1]
-            parts.append(additive_rule(**text, state=first, two_way_chunk=two_way_chunk))
-        return torch.cat([o for o, _ in parts], dim=1), torch.cat([z for _, z in parts])
+        return text_by_text(additive_rule, list(tokens.values()), state, cu_seqlens, two_way_chunk)
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     size, outputs = two_way_chunk or chunk_size or 64, []
     with torch.autocast(v.device.type, enabled=False):
@@ -56,7 +55,7 @@ def additive_rule(
         for start in range(0, q.shape[1], size):
             q_, k_, v_, beta_, decay_, write_, read_ = (x[:, :, start : start + size] for x in t.values())
             decay_, write_, read_ = (x.transpose(-1, -2) for x in (decay_, write_, read_))  # [B, H, 2, C]
-            matrix = _DecayMatrix.apply(decay_)  # [B, H, 2, C, C]
+            matrix = decay_matrix(decay_)  # [B, H, 2, C, C]
             new = (beta_.unsqueeze(2) * write_).unsqueeze(-1) * v_.unsqueeze(2)  # [B, H, 2, C, V]
             from_start = decay_.cumsum(-1).exp().unsqueeze(-1)
             score = (q_ @ k_.transpose(-1, -2)).unsqueeze(2) * matrix
@@ -194,7 +193,7 @@ def read_facts(
     """
     state = read(lam, torch.tensor([list(before)]), lam.new_state(1)).select([0] * (len(facts) + 1))
     recorder = Recorder(lam, rule)
-    with replaced_rule(recorder):
+    with replaced_rule(lam, recorder):
         read(lam, torch.cat([facts, torch.tensor([list(instead)])]), state)
     keys, values = (recorder.stacked(name)[:, :-1, -1] for name in ("k", "v"))
     return Facts(keys, values - values.mean(1, keepdim=True), state)

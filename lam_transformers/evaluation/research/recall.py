@@ -136,12 +136,12 @@ def trained_gates(context: Context, tokens: int) -> dict[str, torch.Tensor]:
         raise MissingData("the trained rule", f"Its heads are {lam.config.head_size} wide, the test is for {WIDTH}.")
     ids = book_ids(context.model, held_out_books(context.data)[0], tokens)
     recorder = Recorder(lam)
-    with replaced_rule(recorder):
+    with replaced_rule(lam, recorder):
         read(lam, torch.tensor([ids]), lam.new_state(1))
     gates = {name: recorder.stacked(name)[:, 0].float() for name in ("beta", "log_decay", "write", "read")}
     # The sum of both memories, in mode space.
     both = torch.ones(gates["read"].shape[:-1])
-    return gates | {"read": lam.layers[0].memory._to_modes(both, both)}
+    return gates | {"read": lam.layers[0].memory.to_modes(both, both)}
 
 
 def section(record: Record) -> Section:
