@@ -8,6 +8,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 MODEL ?= LAM-base-v1
+# The variable silences an advertisement for the successor of mkdocs-material.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb peft setfit keybert bertopic txtai
 ENDS := newest lowest
 # What another version of transformers, sentence-transformers or torch could break; TESTS=tests runs everything there.
@@ -17,7 +19,7 @@ TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_relea
 # Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-all test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility lint format clean
+.PHONY: quickstart test docs notebooks test-all test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility lint format clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python examples/quickstart.py $(MODEL)
@@ -25,8 +27,19 @@ quickstart: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
+	$(MKDOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The pages of docs/ and the API reference, in build/site; needs no network.
+docs: $(VENV)/.dev
+	$(MKDOCS)
+
+# Executes the notebooks and writes what came out into them.
+notebooks: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt -e ".[notebooks]"
+	$(BIN)/python examples/notebooks/execute.py --write
 
 # The newest are those of the day when the environment was made: `rm -r .venv/newest` takes newer ones.
 $(ENDS:%=test-%): test-%: $(VENV)/%/.done
@@ -40,7 +53,7 @@ compatibility: $(VENV)/.dev $(ENDS:%=$(VENV)/%/.done)
 
 # int8 only here: with torchao installed, every import of transformers takes seconds longer.
 test-all: $(VENV)/.dev test-frameworks
-	$(PIP) install -q -c constraints.txt -e ".[int8]"
+	$(PIP) install -q -c constraints.txt -e ".[int8,notebooks]"
 	$(BIN)/python -m pytest
 
 # Each framework again in an environment of its own: its extra must be enough, with the newest versions that fit it.
@@ -51,6 +64,7 @@ $(FRAMEWORKS:%=test-%): test-%: $(VENV)/frameworks/%/.done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
@@ -66,7 +80,7 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,evaluate,dev,frameworks,bulk,ray,onnx]"
+	$(PIP) install -q -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.
@@ -81,7 +95,7 @@ $(ENDS:%=$(VENV)/%/.done): $(VENV)/%/.done: $(VENV)/bin/python pyproject.toml co
 	$(BIN)/python -m venv $(@D)
 	echo '$(TORCH)' > $(@D)/versions.txt
 	$(BIN)/python tests/version_bounds.py $* >> $(@D)/versions.txt
-	$(@D)/bin/python -m pip install -q -c $(@D)/versions.txt -e ".[train,bulk,dev]"
+	$(@D)/bin/python -m pip install -q -c $(@D)/versions.txt -e ".[train,bulk,test]"
 	touch $@
 
 clean:

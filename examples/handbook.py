@@ -31,9 +31,9 @@ def read_questions() -> list[dict[str, str]]:
     return [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
 
 
-def recall(questions: Iterable[dict[str, str]], found: Iterable[Sequence[str]], k: int = 5) -> float:
-    """Share of the questions whose right passage is, whole, in one of the first k texts found for them."""
-    hits = [any(q["passage"] in text for text in texts[:k]) for q, texts in zip(questions, found, strict=True)]
+def recall(questions: Iterable[dict[str, str]], answers: Iterable[Sequence[str]], k: int = 5) -> float:
+    """Share of the questions whose right passage is, whole, in one of the first k texts that answer it."""
+    hits = [any(q["passage"] in text for text in texts[:k]) for q, texts in zip(questions, answers, strict=True)]
     return sum(hits) / len(hits)
 
 
@@ -51,6 +51,7 @@ def model_from_arguments() -> str:
     return str(trained_model())
 
 
-def summary(name: str, questions: Sequence[dict[str, str]], found: Sequence[Sequence[str]]) -> str:
-    first, five = recall(questions, found, 1), recall(questions, found, 5)
+def summary(name: str, questions: Sequence[dict[str, str]], answers: Sequence[Sequence[str]]) -> str:
+    first = recall(questions, answers, 1)
+    five = recall(questions, answers, 5)
     return f"{name}: {len(questions)} questions, recall@1 {first:.2f}, recall@5 {five:.2f}"

@@ -21,15 +21,15 @@ def build_index(model: str, text: str, boundaries="paragraph") -> VectorStoreInd
 
 
 def search(index: VectorStoreIndex, question: str, k: int = 5) -> list[str]:
-    return [found.node.get_content() for found in index.as_retriever(similarity_top_k=k).retrieve(question)]
+    return [result.node.get_content() for result in index.as_retriever(similarity_top_k=k).retrieve(question)]
 
 
 def main() -> None:
     questions = read_questions()
     # "paragraph" would make nodes of the headings too; these spans leave them out.
     index = build_index(model_from_arguments(), HANDBOOK.read_text(encoding="utf-8"), passage_spans)
-    found = [search(index, q["question"]) for q in questions]
-    print(summary(f"LlamaIndex, {len(index.index_struct.nodes_dict)} late chunks", questions, found))
+    answers = [search(index, q["question"]) for q in questions]
+    print(summary(f"LlamaIndex, {len(index.index_struct.nodes_dict)} late chunks", questions, answers))
 
 
 if __name__ == "__main__":

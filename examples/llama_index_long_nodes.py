@@ -23,14 +23,14 @@ def build_index(embeddings: HuggingFaceEmbedding, text: str, chunk_size: int = 2
 
 
 def search(index: VectorStoreIndex, question: str, k: int = 5) -> list[str]:
-    return [found.node.get_content() for found in index.as_retriever(similarity_top_k=k).retrieve(question)]
+    return [result.node.get_content() for result in index.as_retriever(similarity_top_k=k).retrieve(question)]
 
 
 def main() -> None:
     embeddings, questions = load_embeddings(model_from_arguments()), read_questions()
     index = build_index(embeddings, HANDBOOK.read_text(encoding="utf-8"))
-    found = [search(index, q["question"]) for q in questions]
-    print(summary(f"LlamaIndex, {len(index.index_struct.nodes_dict)} long nodes", questions, found))
+    answers = [search(index, q["question"]) for q in questions]
+    print(summary(f"LlamaIndex, {len(index.index_struct.nodes_dict)} long nodes", questions, answers))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def build_index(encoder: SentenceTransformer, passages: list[str], folder: str |
 
 
 def search(client: QdrantClient, encoder: SentenceTransformer, question: str, k: int = 5) -> list[str]:
-    found = client.query_points("handbook", query=encoder.encode_query(question).tolist(), limit=k)
-    return [point.payload["text"] for point in found.points]
+    nearest = client.query_points("handbook", query=encoder.encode_query(question).tolist(), limit=k)
+    return [point.payload["text"] for point in nearest.points]
 
 
 def main() -> None:

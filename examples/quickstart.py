@@ -42,16 +42,16 @@ def show_search(encoder: SentenceTransformer) -> None:
     passages, questions = read_passages(), read_questions()
     scores = encoder.similarity(encoder.encode([q["question"] for q in questions]), encoder.encode(passages))
     best = scores.topk(5).indices.tolist()
-    found = [[passages[i] for i in row] for row in best]
+    answers = [[passages[i] for i in row] for row in best]
     table = Table(title=f"Search over {len(passages)} passages of a library's handbook", show_lines=True)
     table.add_column("question", ratio=2)
     table.add_column("best passage", ratio=5)
     for i in (1, 4, 14):
-        table.add_row(questions[i]["question"], found[i][0][:180] + " ...")
+        table.add_row(questions[i]["question"], answers[i][0][:180] + " ...")
     console.print(table)
     console.print(
-        f"All {len(questions)} questions: the right passage stands first for {recall(questions, found, 1):.0%}, "
-        f"among the first five for {recall(questions, found, 5):.0%}."
+        f"All {len(questions)} questions: the right passage is the first for {recall(questions, answers, 1):.0%}, "
+        f"among the first five for {recall(questions, answers, 5):.0%}."
     )
 
 
