@@ -1,6 +1,6 @@
 """Makes the auto classes know LAM and its heads without importing transformers before the user does.
 
-`import lam_transformers` stays cheap, 0.05 s in place of the ten or more that torch and transformers take
+`import lam_transformers` stays cheap, 0.05 s in place of the seconds that torch and transformers take
 (docs/DECISIONS.md): LAM is registered as soon as transformers' auto classes have been imported, which may be before,
 after or in the middle of the import of LAM's own modules.
 """

@@ -14,9 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .configuration_lam import LAMConfig
-
 if TYPE_CHECKING:
+    from .configuration_lam import LAMConfig
     from .modeling_lam import LAMModel
 
 MOST = 1 << 53  # tokens that a text can have: far above every real one, far below what int64 holds

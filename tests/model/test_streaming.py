@@ -173,3 +173,34 @@ def test_a_stream_goes_on_from_the_state_that_it_is_given_and_updates_it(tiny_mo
     got = torch.cat([in_segments(tiny_model, ids[:23], 9, state), in_segments(tiny_model, ids[23:], 9, state)])
     assert state.seen.tolist() == [50]
     assert_close_rms("token states", got, hidden(tiny_model, ids.unsqueeze(0))[0], 1e-5)
+
+
+def test_a_stream_has_its_state_checked_once_a_text(make_model, monkeypatch):
+    model = make_model()
+    ids = random_ids(50, vocab_size=model.config.vocab_size)
+    asked = []
+    fingerprint = type(model).fingerprint
+
+    def counted(self):
+        asked.append(fingerprint(self))
+        return asked[-1]
+
+    monkeypatch.setattr(type(model), "fingerprint", counted)
+    in_segments(model, ids)
+    assert len(asked) == 1  # by new_state
+    state = model.new_state(1)
+    asked.clear()
+    in_segments(model, ids, state=state)
+    assert len(asked) == 1
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.add_(1)
+    with pytest.raises(ValueError, match="other weights"):
+        in_segments(model, ids, state=state)
+
+
+def test_a_stream_cut_inside_a_two_way_chunk_is_refused(make_model):
+    model = make_model(two_way_chunk=16)
+    ids = random_ids(50, vocab_size=model.config.vocab_size)
+    with pytest.raises(ValueError, match="goes on from multiples of 16 only"):
+        in_segments(model, ids, 7)
+    assert_close_rms("token states", in_segments(model, ids, 16), hidden(model, ids.unsqueeze(0))[0], 1e-5)
