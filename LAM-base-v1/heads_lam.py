@@ -5,7 +5,7 @@ A token's state knows the tokens before it and, where the model reads two ways (
 chunk.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,14 @@ from transformers.utils import can_return_tuple
 
 from .configuration_lam import LAMConfig
 from .modeling_lam import LAMModel, LAMModelOutput, LAMPreTrainedModel
+
+if TYPE_CHECKING:
+    # Out of a folder, transformers 5.4 copies only those files that the one it was asked for names itself.
+    from .checks_lam import check_is_lam  # noqa: F401
+    from .delta_rule_lam import dual_delta_rule  # noqa: F401
+    from .memory_lam import LAMMemory  # noqa: F401
+    from .packing_lam import PackedTexts  # noqa: F401
+    from .state_lam import LAMState  # noqa: F401
 
 # Where a folder's auto classes find the code: written to config.json whichever of the classes is saved.
 AUTO_MAP = {

@@ -7,7 +7,7 @@ size, D = H K hidden size, N texts of a packed row.
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,6 +28,10 @@ try:  # an accelerator, where the package lam-transformers is installed
     from lam_transformers import kernels
 except ImportError:
     kernels = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    # Out of a folder, transformers 5.4 copies only those files that the one it was asked for names itself.
+    from .delta_rule_lam import dual_delta_rule  # noqa: F401
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def test_shipped_code_is_short_and_flat(name):
     assert len(text.splitlines()) < 450
     relative = [line for line in text.splitlines() if line.strip().startswith("from .")]
     assert all(line.split()[1].lstrip(".") + ".py" in SHIPPED_CODE for line in relative), relative
+
+
+def named_files(name: str) -> set[str]:
+    """The files of a folder that transformers finds named in one of them: relative imports, wherever they are."""
+    return {f"{x}.py" for x in re.findall(r"^\s*from\s+\.(\S+)\s+import", shipped_file(name).read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize(
+    "name", ["configuration_lam.py", "modeling_lam.py", "heads_lam.py", "sentence_transformers_module.py"]
+)
+def test_a_file_that_is_asked_for_names_all_that_it_needs(name):
+    """transformers 5.4 copies those out of a folder, and not what they in their turn import."""
+    needed: set[str] = set()
+    unread = named_files(name)
+    while unread:
+        needed |= unread
+        unread = set().union(*map(named_files, unread)) - needed
+    assert needed - {name} <= named_files(name)
 
 
 def test_weights_are_small_half_precision_and_checked():

@@ -32,7 +32,13 @@ from .packing_lam import segment_size
 from .streaming_lam import PIECE, RunningPool, TextTokenizer, check_text, stream
 
 if TYPE_CHECKING:
+    # Out of a folder, transformers 5.4 copies only those files that the one it was asked for names itself.
+    from .configuration_lam import LAMConfig  # noqa: F401
+    from .delta_rule_lam import dual_delta_rule  # noqa: F401
+    from .heads_lam import AUTO_MAP  # noqa: F401
+    from .memory_lam import LAMMemory  # noqa: F401
     from .modeling_lam import LAMModel
+    from .state_lam import LAMState  # noqa: F401
 
 POOLING = ("mean", "max", "lasttoken")
 CONFIG = "sentence_lam_config.json"
