@@ -336,7 +336,8 @@ def check_loaded(
     left_out = [name for name in unknown if name.startswith("layers.") and int(name.split(".")[1]) >= layers]
     if left_out:
         where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        saved, _ = model.config_class.get_config_dict(name_or_path, **{x: options[x] for x in where if x in options})
+        chosen = {x: options[x] for x in where if x in options}
+        saved, _ = model.config_class.get_config_dict(name_or_path, **chosen)  # type: ignore[arg-type]
         if saved.get("num_hidden_layers", 0) > layers:
             unknown = [name for name in unknown if name not in left_out]
     if unknown or missing:

@@ -102,7 +102,7 @@ class LAMTransformer(InputModule, Pooling):
         if pooling_mode not in POOLING:
             raise ValueError(f"pooling_mode must be one of {', '.join(POOLING)}, got {pooling_mode!r}.")
         self.model = model
-        self.pooling_mode = pooling_mode
+        self.pooling_mode = pooling_mode  # type: ignore[assignment]
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.token_budget = token_budget
@@ -137,7 +137,7 @@ class LAMTransformer(InputModule, Pooling):
         """Tokens of a long text that are read at once."""
         return segment_size(self.model.device, self.model.config.two_way_chunk or SEGMENT_STEP, self.budget)
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         inputs: Sequence[str],
         prompt: str | None = None,
@@ -163,10 +163,10 @@ class LAMTransformer(InputModule, Pooling):
         # A TypeError would make SentenceTransformer call again without the prompt.
         if unknown := sorted(name for name, value in kwargs.items() if value is not None):
             raise ValueError(f"LAM's texts are not tokenised with {', '.join(unknown)}; leave it out.")
-        limit = self.max_seq_length if max_length is None else checked_length("max_length", max_length)
+        limit: Any = self.max_seq_length if max_length is None else checked_length("max_length", max_length)
         limit = limit_of_call(processing_kwargs, limit)
         rows = self._tokenised([(prompt or "") + check_text(text) for text in inputs], limit)
-        features = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
+        features: dict[str, Any] = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
         if prompt:
             (ids,) = self.text_tokenizer.encode([prompt])
             features["prompt_length"] = len(ids) - len(self.text_tokenizer.closing)
@@ -262,7 +262,7 @@ class LAMTransformer(InputModule, Pooling):
     ) -> None:
         """Write model, tokenizer, settings and the code that a stranger needs."""
         self.model.save_pretrained(output_path)
-        self.save_tokenizer(output_path)
+        self.save_tokenizer(os.fspath(output_path))
         (Path(output_path) / CONFIG).write_text(json.dumps(self.get_config_dict(), indent=2) + "\n", encoding="utf-8")
         here = Path(__file__).parent
         for name in (Path(__file__).name, "streaming_lam.py"):

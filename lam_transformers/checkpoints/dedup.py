@@ -134,7 +134,7 @@ def _rank(entry: Entry) -> tuple[bool, str]:
 
 def check_finite(entries: Iterable[Entry]) -> None:
     """Raise ValueError that names a tensor of the model with NaN or Inf, or of integers."""
-    seen: set[tuple[int, int, int]] = set()
+    seen: set[tuple[object, ...]] = set()
     for entry in entries:
         x = entry.tensor
         key = (entry.storage, x.storage_offset(), entry.size)

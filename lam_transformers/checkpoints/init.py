@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from ..io.atomic import atomic_folder
@@ -135,7 +134,7 @@ def init_model(base: str | Path, folder: str | Path, gate: int | None, seed: int
     return model
 
 
-def _start_memory(memory: "LAMMemory", attention: nn.Module) -> None:
+def _start_memory(memory: "LAMMemory", attention: Any) -> None:
     projections = (attention.self.query, attention.self.key, attention.self.value)
     size = projections[0].in_features
     memory.in_proj.weight[: 3 * size] = torch.cat([projection.weight for projection in projections])

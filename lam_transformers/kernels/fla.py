@@ -109,7 +109,7 @@ def dual_delta_rule(
 
 
 def _two_way(
-    tokens: dict[str, torch.Tensor], state: torch.Tensor | None, cu_seqlens: torch.Tensor | None, chunk: int
+    tokens: dict[str, Any], state: torch.Tensor | None, cu_seqlens: torch.Tensor | None, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The rule with two-way reading: the fast mode as it is, the slow one over each chunk's tokens twice.
 

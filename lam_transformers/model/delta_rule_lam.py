@@ -289,20 +289,20 @@ def _scan_chunks(
     decay = decay_matrix(log_decay)  # [2, H, B, S, C, C]
     beta_k = beta.unsqueeze(-1) * k
     transposed = k.transpose(-1, -2)
-    inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
+    inverse: Any = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
     # The modes that are read after each token: both, or the fast one alone.
     causal = 2 if two_way_chunk is None else 1
-    score = (q @ transposed) * decay[:causal]
-    value = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
-    to_end = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
+    score: Any = (q @ transposed) * decay[:causal]
+    value: Any = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
+    to_end: Any = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
     inverse, score, value, to_end = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
     rows = causal * heads * batch
     z = None if state is None else state.permute(2, 1, 0, 3, 4).flatten(0, 2)  # [2 H B, K, V]
     ready = 1 if z is None else 0  # chunks that no state comes into
     if steps > ready:
         from_start = log_decay[..., ready:, :].cumsum(-1).exp().unsqueeze(-1)  # exp(G) [2, H, B, S, C, 1]
-        key = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
-        query = from_start[:causal] * q[..., ready:, :, :]
+        key: Any = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
+        query: Any = from_start[:causal] * q[..., ready:, :, :]
         key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
     # Without gradients a product is added in place.
     add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_

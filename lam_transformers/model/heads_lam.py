@@ -203,7 +203,7 @@ class LAMForMaskedLM(LAMWithHead):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the decoder."""
-        self.decoder = value
+        self.decoder = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(

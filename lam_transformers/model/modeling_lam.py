@@ -194,7 +194,7 @@ class LAMModel(LAMPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table of word embeddings."""
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @property
     def backend(self) -> str:

@@ -295,7 +295,7 @@ class LAMPublishedModel(PreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @classmethod
     def from_pretrained(

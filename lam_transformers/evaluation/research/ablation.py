@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ...io.results import Numbers, Record, Results, numbers_of
-from ...model.modeling_lam import LAMMemory, LAMModel
+from ...model.memory_lam import LAMMemory
+from ...model.modeling_lam import LAMModel
 from ...scoring.retrieval import ndcg
 from ...scoring.statistics import bootstrap_correlations, bootstrap_mean, interval
 from ...scoring.sts import read_pairs, similarities, spread
