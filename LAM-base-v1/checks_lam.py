@@ -308,7 +308,7 @@ def tensor_shapes(config: LAMConfig) -> dict[str, list[int]]:
 def check_loaded(
     model: LAMPreTrainedModel,
     info: dict[str, Any],
-    name_or_path: str | os.PathLike[str] | None,
+    name_or_path: str | os.PathLike[str],
     options: dict[str, Any],
 ) -> None:
     """Raise OSError unless the encoder of a loaded model has all of its weights and those of no other architecture.

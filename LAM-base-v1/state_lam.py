@@ -8,7 +8,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,13 +88,13 @@ class LAMState:
 
         self.become(self._map(cleared))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file with its own SHA-256; replaced only when the new one is complete."""
         tensors = {"memory": torch.stack(self.memory), "conv": torch.stack(self.conv), "seen": self.seen}
         save_tensors(tensors, path, "lam_state", self.fingerprint)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: torch.device | str | int = "cpu") -> LAMState:
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | int = "cpu") -> LAMState:
         """Read a state written by `save`. Raises ValueError if the file is damaged or is no LAM state."""
         tensors, fingerprint = load_tensors(path, "lam_state", "LAMState")
         if {name: x.ndim for name, x in tensors.items()} != {"memory": 6, "conv": 4, "seen": 1}:
@@ -129,7 +129,7 @@ class LAMState:
         return None
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike, kind: str, about: str) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike[str], kind: str, about: str) -> None:
     """Write tensors, `about` (under the name `kind`) and the SHA-256 of both as a safetensors file.
 
     The file is replaced only when the new one is complete and on the disk; whoever else writes to the same path at the
@@ -150,7 +150,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike, kind
         raise
 
 
-def load_tensors(path: str | os.PathLike, kind: str, name: str) -> tuple[dict[str, torch.Tensor], str]:
+def load_tensors(path: str | os.PathLike[str], kind: str, name: str) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors and `about` of a file of `save_tensors`, or of one that LAM 0.1 wrote without a SHA-256.
 
     Raises ValueError, calling it a damaged `name` or none at all.
@@ -224,8 +224,8 @@ def _old_fingerprint(model: LAMModel) -> str:
     """What LAM 0.1 identified the weights by, for the states and sessions that it saved: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for layer in model.layers:
-        memory = layer.memory
-        norm = layer.memory_norm
+        memory: Any = layer.memory
+        norm: Any = layer.memory_norm
         first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
         for x in (first, memory.decay_bias, memory.norm_weight, norm.weight):
             digest.update(x.detach().float().cpu().numpy().tobytes())

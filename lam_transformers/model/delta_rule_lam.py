@@ -295,7 +295,7 @@ def _scan_chunks(
     score = (q @ transposed) * decay[:causal]
     value = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
     to_end = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
-    inverse, score, value, to_end = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
+    inverses, scores, values, ends = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
     rows = causal * heads * batch
     z = None if state is None else state.permute(2, 1, 0, 3, 4).flatten(0, 2)  # [2 H B, K, V]
     ready = 1 if z is None else 0  # chunks that no state comes into
@@ -303,7 +303,7 @@ def _scan_chunks(
         from_start = log_decay[..., ready:, :].cumsum(-1).exp().unsqueeze(-1)  # exp(G) [2, H, B, S, C, 1]
         key = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
         query = from_start[:causal] * q[..., ready:, :, :]
-        key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
+        keys, queries, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
     # Without gradients a product is added in place.
     add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
     outputs = []
@@ -312,13 +312,13 @@ def _scan_chunks(
     group = steps if two_way_chunk is None or time <= two_way_chunk else two_way_chunk // size
     for j in range(steps):
         if z is None:
-            new = torch.bmm(inverse[j], value[j])
-            o = torch.bmm(score[j], new[:rows])
-            z = torch.bmm(to_end[j], new)
+            new = torch.bmm(inverses[j], values[j])
+            o = torch.bmm(scores[j], new[:rows])
+            z = torch.bmm(ends[j], new)
         else:
-            new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[j - ready], z, alpha=-1))
-            o = add_product(torch.bmm(query[j - ready], z[:rows]), score[j], new[:rows])
-            z = add_product(forget[j - ready] * z, to_end[j], new)
+            new = torch.bmm(inverses[j], torch.baddbmm(values[j], keys[j - ready], z, alpha=-1))
+            o = add_product(torch.bmm(queries[j - ready], z[:rows]), scores[j], new[:rows])
+            z = add_product(forget[j - ready] * z, ends[j], new)
         outputs.append(o)
         if two_way_chunk is not None and ((j + 1) % group == 0 or j + 1 == steps):
             asking = q[:, :, j - j % group : j + 1].flatten(2, 3).flatten(0, 1)  # [H B, tokens of the two-way chunk, K]

@@ -193,7 +193,7 @@ class LAMForMaskedLM(LAMWithHead):
         """The decoder, whose weight is tied to the word embeddings."""
         return self.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         """Replace the decoder."""
         self.decoder = value
 

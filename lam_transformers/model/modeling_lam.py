@@ -188,7 +188,7 @@ class LAMModel(LAMPreTrainedModel):
         """The table of word embeddings."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the table of word embeddings."""
         self.embeddings.word_embeddings = value
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class LAMTransformer(InputModule, Pooling):
         model: LAMModel,
         tokenizer: Any,
         max_seq_length: int | None = None,
-        pooling_mode: str = "mean",
+        pooling_mode: Literal["mean", "max", "lasttoken"] = "mean",
         token_budget: int | None = None,
         include_prompt: bool = True,
     ) -> None:
@@ -133,7 +133,7 @@ class LAMTransformer(InputModule, Pooling):
 
     def preprocess(
         self,
-        inputs: Sequence[str],
+        inputs: Sequence[Any],
         prompt: str | None = None,
         task: str | None = None,
         max_length: int | None = None,
@@ -157,10 +157,11 @@ class LAMTransformer(InputModule, Pooling):
         # A TypeError would make SentenceTransformer call again without the prompt.
         if unknown := sorted(name for name, value in kwargs.items() if value is not None):
             raise ValueError(f"LAM's texts are not tokenised with {', '.join(unknown)}; leave it out.")
-        limit = self.max_seq_length if max_length is None else checked_length("max_length", max_length)
+        limit = UNLIMITED if self.max_seq_length is None else self.max_seq_length
+        limit = limit if max_length is None else checked_length("max_length", max_length)
         limit = limit_of_call(processing_kwargs, limit)
         rows = self._tokenised([(prompt or "") + check_text(text) for text in inputs], limit)
-        features = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
+        features: dict[str, Any] = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
         if prompt:
             (ids,) = self.text_tokenizer.encode([prompt])
             features["prompt_length"] = len(ids) - len(self.text_tokenizer.closing)
@@ -256,7 +257,7 @@ class LAMTransformer(InputModule, Pooling):
     ) -> None:
         """Write model, tokenizer, settings and the code that a stranger needs."""
         self.model.save_pretrained(output_path)
-        self.save_tokenizer(output_path)
+        self.save_tokenizer(os.fspath(output_path))
         (Path(output_path) / CONFIG).write_text(json.dumps(self.get_config_dict(), indent=2) + "\n", encoding="utf-8")
         here = Path(__file__).parent
         for name in (Path(__file__).name, "streaming_lam.py"):

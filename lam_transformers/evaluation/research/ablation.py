@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...model.modeling_lam import LAMMemory, LAMModel
+from ...model.memory_lam import LAMMemory
+from ...model.modeling_lam import LAMModel
 from ...scoring.statistics import bootstrap_correlations, bootstrap_mean, interval
 from ...scoring.sts import read_pairs, similarities, spread
 from ..models import Encoder
