@@ -308,7 +308,7 @@ def tensor_shapes(config: LAMConfig) -> dict[str, list[int]]:
 def check_loaded(
     model: LAMPreTrainedModel,
     info: dict[str, Any],
-    name_or_path: str | os.PathLike[str] | None,
+    name_or_path: str | os.PathLike[str],
     options: dict[str, Any],
 ) -> None:
     """Raise OSError unless the encoder of a loaded model has all of its weights and those of no other architecture.
@@ -337,7 +337,7 @@ def check_loaded(
     if left_out:
         where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
         chosen = {x: options[x] for x in where if x in options}
-        saved, _ = model.config_class.get_config_dict(name_or_path, **chosen)  # type: ignore[arg-type]
+        saved, _ = model.config_class.get_config_dict(name_or_path, **chosen)
         if saved.get("num_hidden_layers", 0) > layers:
             unknown = [name for name in unknown if name not in left_out]
     if unknown or missing:

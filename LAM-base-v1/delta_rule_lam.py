@@ -81,8 +81,7 @@ def recurrent_dual_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """The reference: one token after the other, exactly as the equations are written.
 
-    Per head and mode i, with Z_i [K, V] (Yang et al. 2024, "Gated Delta Networks", eq. 10, with separate write and read
-    weights):
+    Per head and mode i, with Z_i [K, V] (Yang et al. 2024, "Gated Delta Networks", eq. 10, with write and read apart):
 
         Z_i <- decay_i Z_i
         Z_i <- Z_i + beta k (write_i v - k' Z_i)'
@@ -90,8 +89,7 @@ def recurrent_dual_delta_rule(
 
     With ``two_way_chunk`` the slow memory Z_1 of the last line is the one after the last token of the chunk.
 
-    Args, shapes and return value: see the module. ``chunk_size`` is accepted and ignored. Raises ValueError for shapes,
-    dtypes or ``cu_seqlens`` that do not fit together.
+    Args, shapes, return value: see the module. ``chunk_size`` is ignored. Raises ValueError for what does not fit together.
     """
     tokens = (q, k, v, beta, log_decay, write, read)
     check_rule_arguments(tokens, state, cu_seqlens, chunk_size, two_way_chunk)
@@ -103,17 +101,15 @@ def recurrent_dual_delta_rule(
         decay = log_decay.exp()
         z = _first_state(state, q, v, q.shape[0])
         time = q.shape[1]
+        causal = 2 if two_way_chunk is None else 1  # modes that are read after each token
         outputs: list[Tensor] = []
         for t in range(time):
             z = decay[:, t, :, :, None, None] * z  # [B, H, 2, K, V]
             recalled = torch.einsum("bhk,bhmkv->bhmv", k[:, t], z)
             change = write[:, t, :, :, None] * v[:, t, :, None] - recalled  # [B, H, 2, V]
             z = z + torch.einsum("bh,bhk,bhmv->bhmkv", beta[:, t], k[:, t], change)
-            if two_way_chunk is None:
-                outputs.append(torch.einsum("bhm,bhk,bhmkv->bhv", read[:, t], q[:, t], z))
-                continue
-            outputs.append(torch.einsum("bh,bhk,bhkv->bhv", read[:, t, :, 0], q[:, t], z[:, :, 0]))
-            if (t + 1) % two_way_chunk == 0 or t + 1 == time:
+            outputs.append(torch.einsum("bhm,bhk,bhmkv->bhv", read[:, t, :, :causal], q[:, t], z[:, :, :causal]))
+            if two_way_chunk is not None and ((t + 1) % two_way_chunk == 0 or t + 1 == time):
                 for s in range(t - t % two_way_chunk, t + 1):
                     slow = torch.einsum("bh,bhk,bhkv->bhv", read[:, s, :, 1], q[:, s], z[:, :, 1])
                     outputs[s] = outputs[s] + slow
@@ -289,21 +285,21 @@ def _scan_chunks(
     decay = decay_matrix(log_decay)  # [2, H, B, S, C, C]
     beta_k = beta.unsqueeze(-1) * k
     transposed = k.transpose(-1, -2)
-    inverse: Any = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
+    inverse = _UnitLowerInverse.apply((beta_k @ transposed) * decay)  # T
     # The modes that are read after each token: both, or the fast one alone.
     causal = 2 if two_way_chunk is None else 1
-    score: Any = (q @ transposed) * decay[:causal]
-    value: Any = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
-    to_end: Any = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
-    inverse, score, value, to_end = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
+    score = (q @ transposed) * decay[:causal]
+    value = (beta * write).unsqueeze(-1) * v  # [2, H, B, S, C, V]
+    to_end = (decay[..., -1, :].unsqueeze(-1) * k).transpose(-1, -2)  # exp(G_C - G_s) k_s [2, H, B, S, K, C]
+    inverses, scores, values, ends = (x.flatten(0, 2).unbind(1) for x in (inverse, score, value, to_end))
     rows = causal * heads * batch
     z = None if state is None else state.permute(2, 1, 0, 3, 4).flatten(0, 2)  # [2 H B, K, V]
     ready = 1 if z is None else 0  # chunks that no state comes into
     if steps > ready:
         from_start = log_decay[..., ready:, :].cumsum(-1).exp().unsqueeze(-1)  # exp(G) [2, H, B, S, C, 1]
-        key: Any = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
-        query: Any = from_start[:causal] * q[..., ready:, :, :]
-        key, query, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
+        key = from_start * beta_k[..., ready:, :, :]  # [2, H, B, S, C, K]
+        query = from_start[:causal] * q[..., ready:, :, :]
+        keys, queries, forget = (x.flatten(0, 2).unbind(1) for x in (key, query, from_start[..., -1:, :]))
     # Without gradients a product is added in place.
     add_product = torch.baddbmm if torch.is_grad_enabled() else torch.Tensor.baddbmm_
     outputs = []
@@ -312,13 +308,13 @@ def _scan_chunks(
     group = steps if two_way_chunk is None or time <= two_way_chunk else two_way_chunk // size
     for j in range(steps):
         if z is None:
-            new = torch.bmm(inverse[j], value[j])
-            o = torch.bmm(score[j], new[:rows])
-            z = torch.bmm(to_end[j], new)
+            new = torch.bmm(inverses[j], values[j])
+            o = torch.bmm(scores[j], new[:rows])
+            z = torch.bmm(ends[j], new)
         else:
-            new = torch.bmm(inverse[j], torch.baddbmm(value[j], key[j - ready], z, alpha=-1))
-            o = add_product(torch.bmm(query[j - ready], z[:rows]), score[j], new[:rows])
-            z = add_product(forget[j - ready] * z, to_end[j], new)
+            new = torch.bmm(inverses[j], torch.baddbmm(values[j], keys[j - ready], z, alpha=-1))
+            o = add_product(torch.bmm(queries[j - ready], z[:rows]), scores[j], new[:rows])
+            z = add_product(forget[j - ready] * z, ends[j], new)
         outputs.append(o)
         if two_way_chunk is not None and ((j + 1) % group == 0 or j + 1 == steps):
             asking = q[:, :, j - j % group : j + 1].flatten(2, 3).flatten(0, 1)  # [H B, tokens of the two-way chunk, K]

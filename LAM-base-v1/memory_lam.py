@@ -164,6 +164,8 @@ class LAMMemory(nn.Module):
         log_slow = F.logsigmoid(slow + self.decay_bias[1])
         log_fast = log_slow + F.logsigmoid(fast + self.decay_bias[0])
         psi = self.flux(q, k).to(q.dtype)
+        read_fast = torch.sigmoid(gate_fast) * (1 - psi)
+        read_slow = torch.sigmoid(gate_slow) * psi
         o, memory = self._rule_for(projected)(
             q=q,
             k=k,
@@ -171,7 +173,7 @@ class LAMMemory(nn.Module):
             beta=torch.sigmoid(beta),
             log_decay=torch.stack([log_fast, log_slow], dim=-1),
             write=self.to_modes(1 - psi, psi),
-            read=self.to_modes(torch.sigmoid(gate_fast) * (1 - psi), torch.sigmoid(gate_slow) * psi),
+            read=self.to_modes(read_fast, read_slow),
             state=memory,
             cu_seqlens=None if texts is None else texts.cu_seqlens,
             chunk_size=self.chunk_size,

@@ -223,10 +223,9 @@ def _places(count: int) -> tuple[tuple[int], tuple[int]]:
 def _old_fingerprint(model: LAMModel) -> str:
     """What LAM 0.1 identified the weights by, for the states and sessions that it saved: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    layers: Any = model.layers
-    for layer in layers:
-        memory = layer.memory
-        norm = layer.memory_norm
+    for layer in model.layers:
+        memory: Any = layer.memory
+        norm: Any = layer.memory_norm
         first = memory.in_proj.weight.dequantize()[:, 0]  # a quantised weight has no columns
         for x in (first, memory.decay_bias, memory.norm_weight, norm.weight):
             digest.update(x.detach().float().cpu().numpy().tobytes())

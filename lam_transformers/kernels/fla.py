@@ -71,7 +71,15 @@ def dual_delta_rule(
     q, k and v enter the kernels in autocast's dtype where it is on, and in v's otherwise; sums, decays and the state
     are float32. Products of float32 numbers follow triton's setting, TF32 where the device has it.
     """
-    tokens = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "write": write, "read": read}
+    tokens: dict[str, Any] = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "beta": beta,
+        "log_decay": log_decay,
+        "write": write,
+        "read": read,
+    }
     if two_way_chunk is not None and q.shape[1]:
         return _two_way(tokens, state, cu_seqlens, two_way_chunk)
     batch, time, heads, width = q.shape

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class LAMTransformer(InputModule, Pooling):
         model: LAMModel,
         tokenizer: Any,
         max_seq_length: int | None = None,
-        pooling_mode: str = "mean",
+        pooling_mode: Literal["mean", "max", "lasttoken"] = "mean",
         token_budget: int | None = None,
         include_prompt: bool = True,
     ) -> None:
@@ -102,7 +102,7 @@ class LAMTransformer(InputModule, Pooling):
         if pooling_mode not in POOLING:
             raise ValueError(f"pooling_mode must be one of {', '.join(POOLING)}, got {pooling_mode!r}.")
         self.model = model
-        self.pooling_mode = pooling_mode  # type: ignore[assignment]
+        self.pooling_mode = pooling_mode
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.token_budget = token_budget
@@ -137,9 +137,9 @@ class LAMTransformer(InputModule, Pooling):
         """Tokens of a long text that are read at once."""
         return segment_size(self.model.device, self.model.config.two_way_chunk or SEGMENT_STEP, self.budget)
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self,
-        inputs: Sequence[str],
+        inputs: Sequence[Any],
         prompt: str | None = None,
         task: str | None = None,
         max_length: int | None = None,
@@ -163,7 +163,8 @@ class LAMTransformer(InputModule, Pooling):
         # A TypeError would make SentenceTransformer call again without the prompt.
         if unknown := sorted(name for name, value in kwargs.items() if value is not None):
             raise ValueError(f"LAM's texts are not tokenised with {', '.join(unknown)}; leave it out.")
-        limit: Any = self.max_seq_length if max_length is None else checked_length("max_length", max_length)
+        limit = UNLIMITED if self.max_seq_length is None else self.max_seq_length
+        limit = limit if max_length is None else checked_length("max_length", max_length)
         limit = limit_of_call(processing_kwargs, limit)
         rows = self._tokenised([(prompt or "") + check_text(text) for text in inputs], limit)
         features: dict[str, Any] = padded(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)

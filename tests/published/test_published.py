@@ -230,7 +230,7 @@ def test_incomplete_and_damaged_weights_are_refused(model, convert_small, tmp_pa
 @pytest.mark.parametrize("name", PUBLISHED_CODE)
 def test_shipped_code_is_short_and_flat(name):
     lines = shipped_file(name).read_text().splitlines()
-    assert len(lines) < 400
+    assert len(lines) < 450
     relative = [line for line in lines if line.strip().startswith("from .")]
     assert all(line.split()[1].lstrip(".") + ".py" in PUBLISHED_CODE for line in relative), relative
 

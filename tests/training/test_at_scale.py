@@ -20,10 +20,11 @@ from lam_transformers.training.at_scale.compare import CompareSettings, Comparis
 from lam_transformers.training.at_scale.cross_encoder import CrossEncoderSettings
 from lam_transformers.training.at_scale.memory_rule import memory_rule, one_way_rule, two_way_rule
 from lam_transformers.training.at_scale.pool import PoolSettings, build_pool, letters_and_digits
+from lam_transformers.training.at_scale.pool_teacher import vocabulary_map
 from lam_transformers.training.at_scale.run import MixedRun
 from lam_transformers.training.at_scale.settings import RunSettings
 from lam_transformers.training.at_scale.student import Student
-from lam_transformers.training.at_scale.teachers import vocabulary_map, write_teachers
+from lam_transformers.training.at_scale.teachers import write_teachers
 from lam_transformers.training.at_scale.texts import Pool, say
 
 from ..helpers import assert_close_rms, random_ids
