@@ -89,7 +89,7 @@ def recurrent_dual_delta_rule(
 
     With ``two_way_chunk`` the slow memory Z_1 of the last line is the one after the last token of the chunk.
 
-    Args, shapes, return value: see the module. ``chunk_size`` is ignored. Raises ValueError for what does not fit together.
+    Args, shapes, return value: see the module. ``chunk_size`` is ignored. Raises ValueError for what does not fit.
     """
     tokens = (q, k, v, beta, log_decay, write, read)
     check_rule_arguments(tokens, state, cu_seqlens, chunk_size, two_way_chunk)
