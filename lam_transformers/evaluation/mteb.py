@@ -20,7 +20,7 @@ from ..model.checks_lam import read_json, weights_checksum
 from ..scoring.retrieval import read_beir
 from ..scoring.sts import read_pairs
 
-# Data sets of MTEB whose queries or texts are among the training texts (docs/TRAINING.md), without labels or
+# Data sets of MTEB whose queries or texts are among the training texts (docs/LAB_BOOK.md), without labels or
 # relevance judgements. What all-MiniLM-L6-v2 was trained on counts through `adapted_from`.
 TRAINING_TEXTS = (
     "Banking77Classification",
