@@ -94,13 +94,7 @@ class TextReader:
         """
         if not ids:
             raise InvalidInput(f"A list of token ids in {param} is empty; send one at least.", param)
-        wrong = next((x for x in ids if not 0 <= x < self.vocabulary), None)
-        if wrong is not None:
-            raise InvalidInput(
-                f"{param} has the token id {wrong}, this model has ids from 0 to {self.vocabulary - 1}. Ids of another "
-                "model's tokenizer mean other words here: send the text itself, or ids from /tokenize.",
-                param,
-            )
+        self._check_ids(ids, param)
         whole = list(ids)
         if self.opening and whole[: len(self.opening)] != self.opening:
             whole = self.opening + whole
@@ -109,6 +103,44 @@ class TextReader:
         if self.most is not None and len(whole) > self.most:
             raise InvalidInput(f"{param} has {len(whole):,} token ids, the model reads {self.most:,}.", param)
         return Tokens(np.array(whole, dtype=np.int32))
+
+    def tokens(self, texts: Sequence[str], special: bool = True) -> list[list[dict[str, Any]]]:
+        """For each text its tokens, as TEI's /tokenize shows them; start and stop are the characters of a token."""
+        rows = []
+        for text, encoding in zip(texts, self.backend.encode_batch(texts, add_special_tokens=special), strict=True):
+            row = []
+            places = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+            for token_id, token, (start, stop), is_special in places:
+                added = bool(is_special)
+                row.append(
+                    {
+                        "id": token_id,
+                        "text": token if added else text[start:stop],
+                        "special": added,
+                        "start": None if added else start,
+                        "stop": None if added else stop,
+                    }
+                )
+            rows.append(row)
+        return rows
+
+    def decode(self, rows: Sequence[Sequence[int]], skip_special: bool = True) -> list[str]:
+        """The texts of token ids.
+
+        Raises InvalidInput for ids that the model does not have.
+        """
+        for row in rows:
+            self._check_ids(row, "ids")
+        return self.backend.decode_batch([list(row) for row in rows], skip_special_tokens=skip_special)
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        wrong = next((x for x in ids if not 0 <= x < self.vocabulary), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"{param} has a token id outside 0 to {self.vocabulary - 1}, which are those of this model. Ids of "
+                "another model's tokenizer mean other words here: send the text itself, or ids from /tokenize.",
+                param,
+            )
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
@@ -178,6 +210,16 @@ class LAMEngine(_Engine):
             features["prompt_length"] = row[0].prompt_length
         return self.model(features)["sentence_embedding"].float().cpu().numpy()
 
+    @torch.inference_mode()
+    def token_states(self, row: Sequence[Tokens]) -> list[np.ndarray]:
+        """[T, D] float32 of each text: the states of its tokens before pooling."""
+        bounds = torch.from_numpy(np.cumsum([0, *map(len, row)]))
+        ids = torch.from_numpy(np.concatenate([tokens.ids for tokens in row]).astype(np.int64)).unsqueeze(0)
+        out = self.model.transformers_model(
+            input_ids=ids.to(self.model.device), cu_seq_lens_q=bounds.to(self.model.device)
+        )
+        return [states.float().cpu().numpy() for states in out.last_hidden_state[0].split(bounds.diff().tolist())]
+
     def reader(self, tokens: Tokens) -> Reader:
         return _LAMReader(self.model, tokens, self.segment or self.budget)
 
@@ -228,12 +270,21 @@ class PaddedEngine(_Engine):
 
     @torch.inference_mode()
     def run_row(self, row: Sequence[Tokens]) -> np.ndarray:
+        return self._run(row)["sentence_embedding"].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def token_states(self, row: Sequence[Tokens]) -> list[np.ndarray]:
+        """[T, D] float32 of each text: the states of its tokens before pooling."""
+        states = self._run(row)["token_embeddings"].float().cpu().numpy()
+        return [rows[: len(tokens)] for rows, tokens in zip(states, row, strict=True)]
+
+    def _run(self, row: Sequence[Tokens]) -> dict[str, Any]:
         ids = [tokens.ids.tolist() for tokens in row]
-        features = dict(self._pad({"input_ids": ids}, padding=True, return_tensors="pt"))
+        features = dict(self._pad({"input_ids": ids}, padding=True, padding_side="right", return_tensors="pt"))
         if row[0].prompt_length:
             features["prompt_length"] = row[0].prompt_length
         features = {name: x.to(self.model.device) if torch.is_tensor(x) else x for name, x in features.items()}
-        return self.model(features)["sentence_embedding"].float().cpu().numpy()
+        return self.model(features)
 
 
 def make_engine(model) -> LAMEngine | PaddedEngine:

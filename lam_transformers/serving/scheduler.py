@@ -253,6 +253,23 @@ class _ManyTexts:
         return bool(len(self._texts))
 
 
+class _Function:
+    """A function that takes one turn."""
+
+    def __init__(self, job: Job, function: Callable[[], Any]):
+        self.job = job
+        self._function = function
+
+    def left(self) -> int:
+        return self.job.tokens
+
+    def step(self) -> bool:
+        result = self._function()
+        self.job.advance(self.job.tokens)
+        self.job.succeed(result)
+        return False
+
+
 class Call:
     """One use of the model by a function that runs in another thread; the scheduler's thread carries it out."""
 
@@ -390,6 +407,18 @@ class Scheduler:
             else:
                 self._texts.extend(short)
             self._turns.extend(_LongText(job, i, tokens, self.engine) for i, tokens in long)
+            self._changed.notify()
+        return job
+
+    def submit_function(self, tokens: int, function: Callable[[], Any]) -> Job:
+        """Accept a function that the model's thread runs in one turn; its result is the job's.
+
+        Raises as `submit`.
+        """
+        job = Job(tokens)
+        with self._changed:
+            self._admit(job)
+            self._turns.append(_Function(job, function))
             self._changed.notify()
         return job
 
