@@ -60,12 +60,14 @@ def create_app(settings: Settings, on_failure: Callable[[], None] | None = None)
         "The same text has the same vector, equal to SentenceTransformer.encode to 1e-6, whatever the load.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service
     for routes in (openai_routes, tei_routes, ollama_routes, lam_routes):
         app.include_router(routes(service))
     app.include_router(page_routes(app, service))
+    service.paths = frozenset(path for path in app.openapi()["paths"] if "{" not in path)
     app.add_exception_handler(ServeError, _serve_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

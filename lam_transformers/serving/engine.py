@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..model.streaming_lam import RunningPool, TextTokenizer, check_text, stream
-from .errors import InvalidInput
+from .errors import InvalidInput, TooLarge
 from .scheduler import Reader, Tokens
 
 NO_LIMIT = 10**8  # a max_seq_length from here on means that the model truncates nothing
@@ -63,7 +63,8 @@ class TextReader:
             param: what a refusal calls the text.
 
         Raises:
-            InvalidInput: for a text that is too long or that is no Unicode text.
+            InvalidInput: for a text that is longer than the model reads or that is no Unicode text.
+            TooLarge: for a text of more than `most` tokens.
         """
         limit = min(most or NO_LIMIT, self.most or NO_LIMIT)
         try:
@@ -78,6 +79,12 @@ class TextReader:
         skip = len(self._tokenizer.encode([prompt])[0]) - len(self.closing) if prompt and self._skips_prompt else 0
         if len(ids) <= limit:
             return Tokens(ids, skip)
+        if not truncate and limit != self.most:
+            raise TooLarge(
+                f"A text of {param} has more than {limit:,} tokens, which is all this server takes in one request; "
+                "send a shorter one.",
+                param,
+            )
         if not truncate:
             raise InvalidInput(
                 f"A text of {param} has more than {limit:,} tokens, which is all that the model reads of a text; send "
@@ -178,8 +185,38 @@ class _Engine:
     def is_long(self, tokens: Tokens) -> bool:
         return False
 
+    def fits(self, row: Sequence[Tokens], tokens: Tokens) -> bool:
+        raise NotImplementedError
+
+    def run_row(self, row: Sequence[Tokens]) -> np.ndarray:
+        raise NotImplementedError
+
     def reader(self, tokens: Tokens) -> Reader:
         raise NotImplementedError("This model reads a text as a whole.")
+
+    def encode_all(self, texts: Sequence[Tokens]) -> np.ndarray:
+        """[texts, D] float32: any number of texts, without a scheduler."""
+        results: list[np.ndarray | None] = [None] * len(texts)
+        row: list[int] = []
+
+        def finish_row() -> None:
+            for place, embedding in zip(row, self.run_row([texts[place] for place in row]), strict=True):
+                results[place] = embedding
+            row.clear()
+
+        for i, tokens in enumerate(texts):
+            if self.is_long(tokens):
+                reader = self.reader(tokens)
+                while results[i] is None:
+                    reader.step()
+                    results[i] = reader.result()
+                continue
+            if row and not self.fits([texts[place] for place in row], tokens):
+                finish_row()
+            row.append(i)
+        if row:
+            finish_row()
+        return np.stack([embedding for embedding in results if embedding is not None])
 
 
 class LAMEngine(_Engine):

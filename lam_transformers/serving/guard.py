@@ -252,8 +252,9 @@ class _Request:
     def log(self) -> None:
         """One line of JSON, without a text, a query or a session's id, and the metrics."""
         seconds = time.perf_counter() - self._start
-        route = self._scope.get("route")
-        path = getattr(route, "path", None) or ("other" if self._scope["path"] not in OPEN else self._scope["path"])
+        route = getattr(self._scope.get("route"), "path", None)
+        asked = self._scope["path"]
+        path = route or (asked if asked in self._service.paths else "other")
         facts = self._scope.get("lam.facts", {})
         reason = self._scope.get("lam.error") or (self._error.kind if self._error else None)
         client = self._scope.get("client")
@@ -269,7 +270,7 @@ class _Request:
             **({"error": reason} if reason else {}),
         }
         access.info("%s", json.dumps(line))
-        if self._scope["method"] == "POST" or reason:
+        if self._scope["method"] == "POST":
             method = "single" if facts.get("inputs", 1) == 1 else "batch"
             metrics = self._service.metrics
             metrics.requests.labels(method).inc()

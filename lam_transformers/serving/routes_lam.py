@@ -87,7 +87,9 @@ def lam_routes(service: Service) -> APIRouter:
         answer = [{"start": chunk.start, "end": chunk.end, "embedding": row} for chunk, row in spans_and_rows]
         return json_answer({"chunks": answer, "tokens": tokens}, {"x-compute-tokens": str(tokens)})
 
-    @router.post("/embed-stream", response_model=None)
+    stream_answer = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+    @router.post("/embed-stream", response_class=StreamingResponse, responses=stream_answer)
     async def embed_stream(body: StreamRequest, request: Request) -> Response:
         """One text's embedding as server-sent events: `progress` while it is read, then `embedding` or `error`."""
         service.check_dimensions(body.dimensions)
@@ -163,20 +165,20 @@ def lam_routes(service: Service) -> APIRouter:
 
         return json_answer(await service.call(request, 1, run))
 
-    @router.post("/sessions/{session_id}/save", status_code=204, response_model=None)
+    @router.post("/sessions/{session_id}/save", status_code=204, response_class=Response)
     async def save(session_id: str, body: SaveRequest, request: Request) -> Response:
         """Keep the session under a name; POST /sessions {"saved": name} goes on from it."""
         owner = request.scope["lam.owner"]
         await asyncio.to_thread(store().save, owner, session_id, body.name, service.model)
         return Response(status_code=204)
 
-    @router.delete("/sessions/{session_id}", status_code=204, response_model=None)
+    @router.delete("/sessions/{session_id}", status_code=204, response_class=Response)
     async def delete(session_id: str, request: Request) -> Response:
         """Forget a session."""
         await asyncio.to_thread(store().delete, request.scope["lam.owner"], session_id)
         return Response(status_code=204)
 
-    @router.delete("/sessions/saved/{name}", status_code=204, response_model=None)
+    @router.delete("/sessions/saved/{name}", status_code=204, response_class=Response)
     async def delete_saved(name: str, request: Request) -> Response:
         """Forget a saved session."""
         await asyncio.to_thread(store().delete_saved, request.scope["lam.owner"], name)

@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 import lam_transformers
 
@@ -132,8 +133,8 @@ def tei_routes(service: Service) -> APIRouter:
             }
         )
 
-    @router.get("/health", response_model=None)
-    @router.get("/ping", response_model=None, include_in_schema=False)
+    @router.get("/health", response_class=Response)
+    @router.get("/ping", response_class=Response, include_in_schema=False)
     async def health() -> Response:
         """200 when the server can answer; 503 while it loads the model or stops."""
         if service.draining:
@@ -142,7 +143,7 @@ def tei_routes(service: Service) -> APIRouter:
             raise NotReady("The model is still loading; ask again in a few seconds.")
         return Response(status_code=200)
 
-    @router.get("/metrics", response_model=None)
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         if service.ready:

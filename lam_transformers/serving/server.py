@@ -38,6 +38,7 @@ class Protocol(H11Protocol):
     def __init__(self, config, server_state, app_state, _loop=None):
         super().__init__(config, server_state, app_state, _loop)
         self._head_timer: asyncio.TimerHandle | None = None
+        self.grace = 0.0  # seconds that an idle connection is kept at a stop
 
     @property
     def _is_idle(self) -> bool:
@@ -61,7 +62,7 @@ class Protocol(H11Protocol):
     def shutdown(self) -> None:
         """A connection without a request is closed a moment later: one may be on its way."""
         if self._is_idle:
-            self.loop.call_later(self.config.timeout_notify, self._close)
+            self.loop.call_later(self.grace, self._close)
         else:
             super().shutdown()
 
@@ -88,6 +89,8 @@ class Server(uvicorn.Server):
         self._service.draining = True
         await asyncio.sleep(self._settings.grace_seconds)
         await self._accept_backlog(sockets or [])
+        for connection in self.server_state.connections:
+            connection.grace = self._settings.grace_seconds  # type: ignore[union-attr]
         await super().shutdown(sockets)
         # A stop that was asked for is no failure: without its signal the process ends with status 0.
         self._captured_signals.clear()
@@ -175,7 +178,6 @@ def _serve_here(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_notify=max(settings.grace_seconds, 0.05),
     )
     server = Server(config, settings, app.state.service)
     server.run(sockets=[listener])

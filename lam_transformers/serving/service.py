@@ -13,7 +13,7 @@ from fastapi import Request
 
 from ..io.loading import base_path, load_sentence_transformer
 from .engine import LAMEngine, PaddedEngine, TextReader, longest_text, make_engine
-from .errors import Cancelled, InvalidInput, NotReady, ServeError
+from .errors import Cancelled, InvalidInput, NotReady, ServeError, TooLarge
 from .metrics import Metrics
 from .scheduler import Job, Limits, Scheduler, Tokens
 from .sessions import SessionStore
@@ -73,6 +73,7 @@ class Service:
         self.started = int(time.time())
         self.draining = False  # the server has been told to stop and answers what still comes
         self.failure: BaseException | None = None
+        self.paths: frozenset[str] = frozenset()  # addresses that the access log may name before they are routed
         self._model: Any = None
         self._engine: LAMEngine | PaddedEngine | None = None
         self._reader: TextReader | None = None
@@ -179,21 +180,27 @@ class Service:
 
         Raises:
             InvalidInput: for no texts, too many, empty ones, and whatever `TextReader` refuses.
+            TooLarge: for more tokens than a request may have.
         """
         texts = self._as_list(inputs, param)
         reader = self.reader
-        # With truncation the limit of a request is one more limit of a text; without it, `submit` refuses.
-        most = self.settings.request_tokens if truncate else None
+        most = self.settings.request_tokens
 
         def read() -> list[Tokens]:
-            tokens = []
+            tokens: list[Tokens] = []
+            count = 0
             for text in texts:
                 if isinstance(text, str):
                     tokens.append(reader.read(text, prompt, truncate, from_left, most, param))
                 else:
                     tokens.append(reader.take(text, param))
-                if sum(map(len, tokens[-1:])) > self.settings.request_tokens:
-                    break  # `submit` refuses what is there already
+                count += len(tokens[-1])
+                if count > most:
+                    raise TooLarge(
+                        f"The texts of `{param}` have more than {most:,} tokens, which is all this server takes in one "
+                        "request; send fewer or shorter texts.",
+                        param,
+                    )
             return tokens
 
         size = sum(map(len, texts))
@@ -244,12 +251,12 @@ class Service:
             ServeError: whatever is wrong with the request, or that it is too much now.
             Cancelled: if the client has gone.
         """
+        scheduler = self.scheduler
         self.check_dimensions(dimensions)
-        self.scheduler  # noqa: B018 - says at once that the model is still loading
         start = time.perf_counter()
         tokens = await self.tokenize(inputs, param, self.prompt(prompt_name), truncate, from_left)
         tokenized = time.perf_counter() - start
-        job = self.scheduler.submit(tokens)
+        job = scheduler.submit(tokens)
         embeddings = await self.answer(request, job)
         seconds = (tokenized, job.queue_seconds, job.inference_seconds)
         self._observe(tokens, seconds)

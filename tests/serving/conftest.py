@@ -1,0 +1,130 @@
+"""A server in a thread of the test's process, with a tiny LAM, on the loopback address."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+import uvicorn
+
+pytest.importorskip("fastapi", reason="the serve extra is not installed")
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from lam_transformers import LAMTransformer
+from lam_transformers.io.loading import load_sentence_transformer
+from lam_transformers.serving.app import create_app
+from lam_transformers.serving.server import Protocol, Server, bind
+from lam_transformers.serving.settings import Settings
+
+KEY = "a-key-for-tests"
+
+
+@pytest.fixture(scope="session")
+def serving_folder(tiny_model, tokenizer, tmp_path_factory):
+    """A LAM folder as a SentenceTransformer saves it."""
+    folder = tmp_path_factory.mktemp("serving") / "tiny-lam"
+    model = SentenceTransformer(
+        modules=[LAMTransformer(tiny_model, tokenizer), Normalize()],
+        prompts={"query": "the old house ", "document": ""},
+    )
+    model.save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serving_model(serving_folder):
+    """What every answer is compared with."""
+    return load_sentence_transformer(serving_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def padded_folder(tiny_bert, tmp_path_factory):
+    """Another model than a LAM, which reads 48 tokens of a text."""
+    folder = tmp_path_factory.mktemp("serving") / "tiny-bert"
+    transformer = Transformer(str(tiny_bert), max_seq_length=48)
+    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension()), Normalize()])
+    model.save(str(folder))
+    return folder
+
+
+class Running:
+    """A server that runs in a thread.
+
+    Attributes:
+        url: where it is.
+        service: the service inside.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        listener = bind("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.address = listener.getsockname()
+        app = create_app(settings)
+        self.app = app
+        self.service = app.state.service
+        config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False)
+        self._server = Server(config, settings, self.service)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([listener])), daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 60
+        while not self.service.ready:
+            assert self.service.failure is None, self.service.failure
+            assert time.monotonic() < deadline, "The server does not become ready."
+            time.sleep(0.02)
+
+    def client(self, **options) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "The server does not stop."
+
+
+@pytest.fixture(scope="session")
+def start_server(serving_folder, tmp_path_factory):
+    """Starts servers with the tiny LAM; options change the settings. All are stopped at the end."""
+    running = []
+
+    def start(**options) -> Running:
+        torch.set_num_threads(1)
+        folder = str(tmp_path_factory.mktemp("sessions"))
+        settings = Settings(model=str(serving_folder), session_folder=folder, grace_seconds=0.05)
+        running.append(Running(dataclasses.replace(settings, **options)))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server):
+    """A server without a key and with generous limits."""
+    return start_server()
+
+
+@pytest.fixture(scope="session")
+def keyed_server(start_server):
+    """A server with two keys and small limits."""
+    return start_server(
+        api_keys=(KEY, "another-key"), request_tokens=3000, inputs=20, body_bytes=200_000, body_seconds=1.0, sessions=5
+    )
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def keyed(keyed_server):
+    with keyed_server.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
