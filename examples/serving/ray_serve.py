@@ -8,6 +8,7 @@ Each replica holds the model. `serve.batch` gathers the requests that wait into 
 meanwhile.
 """
 
+import asyncio
 import os
 from typing import Any
 
@@ -35,16 +36,23 @@ class Embedder:
         loaded = load_sentence_transformer(base_path(model))
         self.engine = make_engine(loaded)
         self.reader = TextReader(loaded, longest_text(loaded))
+        self.lock = asyncio.Lock()
 
     @serve.batch(max_batch_size=TOKENS, batch_wait_timeout_s=0.002, batch_size_fn=count_tokens)
     async def read(self, requests: list[list[Any]]) -> list[list[list[float]]]:
         """The embeddings of each request's texts."""
-        texts = [tokens for request in requests for tokens in request]
-        vectors = iter(self.engine.encode_all(texts).tolist())
+        vectors = iter(await self._run([tokens for request in requests for tokens in request]))
         return [[next(vectors) for _ in request] for request in requests]
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
-        return await self.read([self.reader.read(text) for text in texts])
+        """The embeddings of some texts; more tokens than a batch holds are read without one."""
+        tokens = [self.reader.read(text) for text in texts]
+        return await (self._run(tokens) if count_tokens([tokens]) > TOKENS else self.read(tokens))
+
+    async def _run(self, texts: list[Any]) -> list[list[float]]:
+        # In a thread, so that requests are accepted meanwhile; one at a time has the model.
+        async with self.lock:
+            return (await asyncio.to_thread(self.engine.encode_all, texts)).tolist()
 
     async def __call__(self, request: Request) -> Any:
         body = await request.json()
