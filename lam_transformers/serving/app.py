@@ -92,7 +92,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """What does not fit the schema, by the names of the fields; what was sent is not repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
+    # Where a body may be of two kinds, their names stand before the field's.
+    place = [str(part) for part in first["loc"][1:] if not str(part).endswith("Request")]
     field = place[0] if place else None
     if first["type"] == "json_invalid":
         return _answer(request, ServeError(400, "validation", "The body is no JSON; send an object in UTF-8."))

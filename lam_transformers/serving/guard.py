@@ -100,7 +100,7 @@ class Guard:
         try:
             self._check_host(scope)
             scope["lam.owner"] = self._check_key(scope)
-            if scope["path"] not in OPEN and not self.service.ready:
+            if not self._is_open(scope) and not self.service.ready:
                 raise NotReady("The model is still loading; ask again in a few seconds.")
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(scope, receive, held)
@@ -117,6 +117,10 @@ class Guard:
         finally:
             self._held -= held[0]
             request.log()
+
+    @staticmethod
+    def _is_open(scope: Scope) -> bool:
+        return scope["path"] in OPEN and scope["method"] in ("GET", "HEAD")
 
     def _check_host(self, scope: Scope) -> None:
         """Without a key only this machine may ask, and no web page that another site made its browser open."""
@@ -135,7 +139,7 @@ class Guard:
 
         Raises ServeError for a missing or wrong key.
         """
-        if not self._keys or scope["path"] in OPEN:
+        if not self._keys or self._is_open(scope):
             return ""
         headers = dict(scope["headers"])
         given = headers.get(b"authorization", b"")

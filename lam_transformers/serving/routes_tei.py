@@ -85,6 +85,13 @@ def tei_routes(service: Service) -> APIRouter:
         scores = done.embeddings[1:].astype(np.float64) @ done.embeddings[0].astype(np.float64)
         return json_answer(scores.tolist(), done.headers())
 
+    @router.post("/", response_model=list[list[float]] | list[float])
+    async def predict(body: EmbedRequest | SimilarityRequest, request: Request) -> Response:
+        """What TEI's client asks at the address of the server itself: /embed, or /similarity."""
+        if isinstance(body, SimilarityRequest):
+            return await similarity(body, request)
+        return await embed(body, request)
+
     @router.post("/tokenize", response_model=list[list[Token]])
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of texts, each with its characters (start and stop) in the text."""

@@ -24,6 +24,12 @@ from lam_transformers.serving.settings import Settings
 KEY = "a-key-for-tests"
 
 
+@pytest.fixture(autouse=True)
+def loopback_is_no_network(monkeypatch):
+    """huggingface_hub's client asks nobody while it is offline, not even a server on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture(scope="session")
 def serving_folder(tiny_model, tokenizer, tmp_path_factory):
     """A LAM folder as a SentenceTransformer saves it."""
