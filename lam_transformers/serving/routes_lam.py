@@ -87,7 +87,8 @@ def lam_routes(service: Service) -> APIRouter:
         answer = [{"start": chunk.start, "end": chunk.end, "embedding": row} for chunk, row in spans_and_rows]
         return json_answer({"chunks": answer, "tokens": tokens}, {"x-compute-tokens": str(tokens)})
 
-    stream_answer = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+    stream_answer: dict = {200: {"content": {"text/event-stream": {"schema": event}}}}
 
     @router.post("/embed-stream", response_class=StreamingResponse, responses=stream_answer)
     async def embed_stream(body: StreamRequest, request: Request) -> Response:
