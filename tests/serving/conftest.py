@@ -1,27 +1,17 @@
 """A server in a thread of the test's process, with a tiny LAM, on the loopback address."""
 
-import asyncio
 import dataclasses
-import threading
-import time
 
-import httpx
 import pytest
 import torch
-import uvicorn
-
-pytest.importorskip("fastapi", reason="the serve extra is not installed")
-
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from lam_transformers import LAMTransformer
 from lam_transformers.io.loading import load_sentence_transformer
-from lam_transformers.serving.app import create_app
-from lam_transformers.serving.server import Protocol, Server, bind
 from lam_transformers.serving.settings import Settings
 
-KEY = "a-key-for-tests"
+from .serving_texts import KEY
 
 
 @pytest.fixture(autouse=True)
@@ -58,47 +48,15 @@ def padded_folder(tiny_bert, tmp_path_factory):
     return folder
 
 
-class Running:
-    """A server that runs in a thread.
-
-    Attributes:
-        url: where it is.
-        service: the service inside.
-    """
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        listener = bind("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.address = listener.getsockname()
-        app = create_app(settings)
-        self.app = app
-        self.service = app.state.service
-        config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False)
-        self._server = Server(config, settings, self.service)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([listener])), daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 60
-        while not self.service.ready:
-            assert self.service.failure is None, self.service.failure
-            assert time.monotonic() < deadline, "The server does not become ready."
-            time.sleep(0.02)
-
-    def client(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "The server does not stop."
-
-
 @pytest.fixture(scope="session")
 def start_server(serving_folder, tmp_path_factory):
     """Starts servers with the tiny LAM; options change the settings. All are stopped at the end."""
+    pytest.importorskip("fastapi", reason="the serve extra is not installed")
+    from .serving_server import Running
+
     running = []
 
-    def start(**options) -> Running:
+    def start(**options):
         torch.set_num_threads(1)
         folder = str(tmp_path_factory.mktemp("sessions"))
         settings = Settings(model=str(serving_folder), session_folder=folder, grace_seconds=0.05)

@@ -1,7 +1,8 @@
-"""Texts of the toy vocabulary."""
+"""Texts of the toy vocabulary, and a key."""
 
 import random
 
+KEY = "a-key-for-tests"
 WORDS = ("the", "man", "woman", "dog", "cat", "child", "plays", "runs", "sleeps", "eats", "sings", "house", "river")
 
 

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from .conftest import KEY
-from .serving_texts import words
+from .serving_texts import KEY, words
 
 POSTS = {
     "/": {"inputs": "the"},

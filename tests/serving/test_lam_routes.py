@@ -10,8 +10,7 @@ import pytest
 
 from lam_transformers import late_chunks
 
-from .conftest import KEY
-from .serving_texts import sentences, words
+from .serving_texts import KEY, sentences, words
 
 EXACT = 1e-6
 

@@ -9,12 +9,11 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import openai
 import pytest
 
-from .conftest import KEY
-from .serving_texts import sentences, words
+from .serving_texts import KEY, sentences, words
 
+openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 EXACT = 1e-6
 
 

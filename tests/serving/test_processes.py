@@ -15,6 +15,7 @@ from handbook import ROOT
 
 from .serving_texts import sentences, words
 
+pytest.importorskip("fastapi", reason="the serve extra is not installed")
 EXACT = 1e-6
 START_SECONDS = 120
 

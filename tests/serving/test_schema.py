@@ -3,10 +3,11 @@
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from lam_transformers.serving.app import create_app
 from lam_transformers.serving.settings import Settings
 
+pytest.importorskip("fastapi", reason="the serve extra is not installed")
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+from lam_transformers.serving.app import create_app
 
 API = schemathesis.openapi.from_dict(create_app(Settings(model="tiny-lam")).openapi())
 OPERATIONS = {operation.label: operation for operation in (made.ok() for made in API.get_all_operations())}
