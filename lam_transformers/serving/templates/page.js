@@ -9,7 +9,11 @@ async function ask(path, body) {
   if (key && key.value) headers["Authorization"] = "Bearer " + key.value;
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
   const result = await answer.json();
-  if (!answer.ok) throw new Error(typeof result.error === "string" ? result.error : "The server answered " + answer.status);
+  if (!answer.ok) {
+    const error = new Error(typeof result.error === "string" ? result.error : "The server answered " + answer.status);
+    error.status = answer.status;
+    throw error;
+  }
   return result;
 }
 
@@ -35,14 +39,34 @@ async function compare() {
   say("score", "Similarity " + score.toFixed(3));
 }
 
+// The sentences of a text and their vectors: a LAM reads them in the light of what comes before, another model one by one.
+async function passagesOf(text) {
+  try {
+    const answer = await ask("/late-chunks", { text, boundaries: "sentence", encoding_format: "base64" });
+    return answer.chunks.map((chunk) => ({ ...chunk, vector: numbers(chunk.embedding) }));
+  } catch (error) {
+    if (error.status !== 501) throw error;
+  }
+  const letters = Array.from(text);
+  const spans = [];
+  let start = 0;
+  letters.forEach((letter, i) => {
+    if (i + 1 < letters.length && !(".!?\n".includes(letter) && /\s/.test(letters[i + 1]))) return;
+    if (letters.slice(start, i + 1).join("").trim()) spans.push({ start, end: i + 1 });
+    start = i + 1;
+  });
+  const vectors = await ask("/embed", { inputs: spans.map((span) => letters.slice(span.start, span.end).join("")), truncate: true });
+  return spans.map((span, i) => ({ ...span, vector: vectors[i] }));
+}
+
 async function search() {
   const text = element("document").value;
   element("passages").replaceChildren();
   say("status", "Reading …");
   const start = performance.now();
   const question = await ask("/embed", { inputs: element("question").value });
-  const answer = await ask("/late-chunks", { text, boundaries: "sentence", encoding_format: "base64" });
-  const scores = answer.chunks.map((chunk) => dot(numbers(chunk.embedding), question[0]));
+  const chunks = await passagesOf(text);
+  const scores = chunks.map((chunk) => dot(chunk.vector, question[0]));
   const order = scores.map((_, i) => i).sort((a, b) => scores[b] - scores[a]).slice(0, SHOWN);
   // The server counts characters by code points, a browser by halves of them where a letter needs two.
   const letters = Array.from(text);
@@ -52,7 +76,7 @@ async function search() {
     passages.append(letters.slice(at, end).join(""));
     at = end;
   };
-  answer.chunks.forEach((chunk, i) => {
+  chunks.forEach((chunk, i) => {
     plain(chunk.start);
     if (!order.includes(i)) return;
     const mark = document.createElement("mark");
@@ -66,7 +90,7 @@ async function search() {
   });
   plain(letters.length);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  say("status", answer.tokens.toLocaleString("en") + " tokens read in " + seconds + " s, " + answer.chunks.length + " passages.");
+  say("status", chunks.length + " passages read in " + seconds + " s.");
   const best = passages.querySelector("mark.best");
   if (best) best.scrollIntoView({ block: "nearest" });
 }
