@@ -153,9 +153,7 @@ def tei_routes(service: Service) -> APIRouter:
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
-        if service.ready:
-            service.metrics.waiting.set(service.scheduler.waiting_texts)
-            service.metrics.waiting_tokens.set(service.scheduler.waiting_tokens)
+        service.count_waiting()
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     return router

@@ -100,10 +100,21 @@ class Service:
         if engine.is_lam:
             self.sessions = SessionStore(settings.session_folder, settings.sessions, settings.session_seconds)
         self._model = model
-        scheduler = Scheduler(engine, Limits(settings.request_tokens, settings.waiting_tokens), on_row=self.metrics.row)
+        limits = Limits(settings.request_tokens, settings.waiting_tokens)
+        scheduler = Scheduler(engine, limits, on_row=self._count_row)
         # The first row of a process is slow: it is read before anybody waits for one.
         scheduler.submit([self._reader.read("The first text.")]).future.result()
         self._scheduler = scheduler
+
+    def _count_row(self, texts: int, tokens: int) -> None:
+        self.metrics.row(texts, tokens)
+        self.count_waiting()
+
+    def count_waiting(self) -> None:
+        """Tell the metrics what waits now."""
+        if self._scheduler is not None:
+            self.metrics.waiting.set(self._scheduler.waiting_texts)
+            self.metrics.waiting_tokens.set(self._scheduler.waiting_tokens)
 
     def stop(self) -> None:
         """Answer what was accepted and end the threads; returns when all is done."""
