@@ -49,7 +49,7 @@ def test_a_person_at_the_page(start_server, trained_model):
         assert page.inner_text("mark.best") == "\U0001f642 The cat is called Minka."
         assert len(page.query_selector_all("mark")) == 5
         if os.environ.get("LAM_SCREENSHOT"):
-            page.screenshot(path=os.environ["LAM_SCREENSHOT"])
+            page.screenshot(path=os.environ["LAM_SCREENSHOT"], full_page=True)
         # What the server refuses is said on the page.
         page.fill("#question", "")
         page.click("#search")
