@@ -19,7 +19,8 @@ TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_relea
 # Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test docs notebooks test-all test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility lint format clean
+.PHONY: quickstart test docs notebooks test-all test-serving test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility \
+	lint format clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/python examples/quickstart.py $(MODEL)
@@ -62,6 +63,17 @@ test-frameworks: $(FRAMEWORKS:%=test-%)
 $(FRAMEWORKS:%=test-%): test-%: $(VENV)/frameworks/%/.done
 	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/integrations/test_integration_$(subst -,_,$*).py
 
+# The server with the clients of others, a browser where Chromium is installed, and npm's client where LAM_NODE_MODULES
+# names a folder that has it.
+test-serving: $(VENV)/serving/.done
+	OMP_NUM_THREADS=1 $(VENV)/serving/bin/python -m pytest tests/serving
+
+$(VENV)/serving/.done: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m venv $(@D)
+	grep '^torch==' constraints.txt > $(@D)/torch.txt
+	$(@D)/bin/python -m pip install -q -c $(@D)/torch.txt -e ".[serve,serve-tests]"
+	touch $@
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --no-cache
@@ -80,7 +92,7 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx]"
+	$(PIP) install -q -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx,serve]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.

@@ -8,6 +8,7 @@ import typer
 from . import convert
 from .encode import encode
 from .evaluate import compare, evaluate, report
+from .serve import serve
 from .train import train
 
 app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
@@ -22,6 +23,7 @@ app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 for command in (
     encode,
+    serve,
     report,
     compare,
     convert.init,

@@ -1,0 +1,248 @@
+"""`lam serve` as a process: how it starts, stops, and outlives the death of a worker."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from handbook import ROOT
+
+from .serving_texts import sentences, words
+
+pytest.importorskip("fastapi", reason="the serve extra is not installed")
+EXACT = 1e-6
+START_SECONDS = 120
+
+
+class Process:
+    """`lam serve` with a tiny LAM."""
+
+    def __init__(self, folder, log, *options):
+        self.log = log
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "lam_transformers.cli", "serve", str(folder), "--port", "0", "--threads", "1"]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*command, *options], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not (address := re.search(r"http://[\d.]+:\d+", self.text())):
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.url = address.group()
+        self.wait()
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.text()
+            try:
+                if httpx.get(f"{self.url}/health", timeout=10).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("The server does not become ready.")
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+@pytest.fixture
+def start(serving_folder, tmp_path):
+    started = []
+
+    def begin(*options) -> Process:
+        started.append(Process(serving_folder, tmp_path / f"log{len(started)}", *options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+
+
+class Load:
+    """Threads that ask until they are told to stop.
+
+    Attributes:
+        answered: requests that were answered with the right vector.
+        refused: requests for which no connection was made: the port was closed.
+        lost: what went wrong with any other.
+    """
+
+    def __init__(self, url, texts, want, clients=8, keep_alive=True):
+        self.url = url
+        self.texts = texts
+        self.want = want
+        self.answered = 0
+        self.refused = 0
+        self.lost = []
+        self._keep_alive = keep_alive
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, args=(i,), daemon=True) for i in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, number):
+        limits = httpx.Limits(max_keepalive_connections=1 if self._keep_alive else 0)
+        with httpx.Client(timeout=60, limits=limits) as client:
+            at = number
+            while not self._over.is_set():
+                at += 1
+                i = at % len(self.texts)
+                try:
+                    answer = client.post(f"{self.url}/embed", json={"inputs": self.texts[i]})
+                except httpx.ConnectError:
+                    with self._lock:
+                        self.refused += 1
+                    return
+                except httpx.HTTPError as error:
+                    with self._lock:
+                        self.lost.append(repr(error))
+                    return
+                with self._lock:
+                    if answer.status_code == 200 and abs(np.array(answer.json()[0]) - self.want[i]).max() < EXACT:
+                        self.answered += 1
+                    else:
+                        self.lost.append(f"{answer.status_code} {answer.text[:200]}")
+
+    def stop(self):
+        self._over.set()
+        self.join()
+
+    def join(self):
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [*sentences(40), words(2500)]
+
+
+@pytest.fixture(scope="module")
+def want(serving_model, texts):
+    return serving_model.encode(texts)
+
+
+def check_stop(process, load):
+    """SIGTERM while the clients ask: what was sent is answered, and the process ends well."""
+    time.sleep(1.0)
+    process.process.send_signal(signal.SIGTERM)
+    assert process.process.wait(60) == 0, process.text()
+    load.join()
+    assert not load.lost
+    assert load.answered > 0
+    assert "Traceback" not in process.text()
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_a_signal_to_stop_loses_no_request(start, texts, want, keep_alive):
+    process = start()
+    check_stop(process, Load(process.url, texts, want, keep_alive=keep_alive))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_twenty_signals_lose_no_request(start, texts, want, number):
+    process = start()
+    check_stop(process, Load(process.url, texts, want, clients=16, keep_alive=number % 2 == 0))
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker(start, texts, want):
+    """The others go on, a new one takes its place, the sessions live on, and a stop loses no request."""
+    process = start("--workers", "2")
+    with httpx.Client(base_url=process.url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        session = client.post("/sessions", json={}).json()["id"]
+        client.post(f"/sessions/{session}/append", json={"text": texts[0]})
+        pids = children(process.process.pid)
+        assert len(pids) == 2
+        load = Load(process.url, texts, want, keep_alive=False)
+        time.sleep(0.5)
+        os.kill(pids[0], signal.SIGKILL)
+        time.sleep(2.0)
+        load.stop()
+        # Lost is only what the dead process had accepted.
+        assert len(load.lost) <= 8
+        assert all("RemoteProtocolError" in lost or "ReadError" in lost for lost in load.lost), load.lost
+        assert load.answered > 20
+        for _ in range(10):
+            got = client.get(f"/sessions/{session}/embedding").json()["embedding"]
+            assert abs(np.array(got) - want[0]).max() < EXACT
+        deadline = time.monotonic() + START_SECONDS
+        while len(set(children(process.process.pid)) - {pids[0]}) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(children(process.process.pid)) == 2
+        counted = client.get("/metrics").text
+        assert float(re.search(r'te_request_success{method="single"} (\S+)', counted).group(1)) > 20
+    process.wait()
+    check_stop(process, Load(process.url, texts, want, keep_alive=False))
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a server."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+
+
+def run(*options, **environment):
+    command = [sys.executable, "-m", "lam_transformers.cli", "serve", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+
+
+def test_what_is_refused_at_the_start(serving_folder, tmp_path):
+    """In one line, with exit status 1."""
+    empty = tmp_path / "keys"
+    empty.write_text("# none yet\n")
+    for options, what in (
+        ((serving_folder, "--host", "0.0.0.0"), "--api-key-file"),
+        ((serving_folder, "--api-key-file", empty), "no API key"),
+        ((serving_folder, "--api-key-file", tmp_path / "none"), "none"),
+        ((serving_folder, "--host", "256.1.1.1", "--api-key-file", ROOT / "LICENSE"), "key"),
+    ):
+        done = run(*options)
+        assert done.returncode == 1, done
+        assert what in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    done = run(tmp_path, "--port", "0")
+    assert done.returncode == 1, done
+    assert "lam: " in done.stderr
+
+
+def test_keys_of_a_file_and_of_the_environment(tmp_path, monkeypatch):
+    from lam_transformers.serving.settings import check_host, read_keys
+
+    file = tmp_path / "keys"
+    file.write_text("# of the house\nfirst\n\nsecond\nfirst\n")
+    monkeypatch.setenv("LAM_API_KEYS", "third, fourth")
+    assert read_keys(file) == ("third", "fourth", "first", "second")
+    file.write_text("with space\n")
+    with pytest.raises(ValueError, match="space"):
+        read_keys(file)
+    check_host("127.0.0.1", ())
+    check_host("0.0.0.0", ("key",))
+    with pytest.raises(ValueError, match="LAM_API_KEYS"):
+        check_host("0.0.0.0", ())
