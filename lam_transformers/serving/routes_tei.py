@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 import lam_transformers
 
 from .answers import json_answer
-from .errors import InvalidInput, NotReady, ServeError
+from .errors import STILL_LOADING, InvalidInput, NotReady, ServeError
 from .metrics import CONTENT_TYPE
 from .schemas import (
     DecodeRequest,
@@ -150,7 +150,7 @@ def tei_routes(service: Service) -> APIRouter:
         if service.draining:
             raise NotReady("The server is stopping.")
         if not service.ready:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
+            raise NotReady(STILL_LOADING)
         return Response(status_code=200)
 
     @router.get("/metrics", response_class=PlainTextResponse)
