@@ -7,6 +7,7 @@ from a folder that holds LAM-base-v1; a stranger has no lam_transformers. Writes
 
 import functools
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers import AutoModel
 FOLDER = "LAM-base-v1"
 INSTALLED = sys.argv[1] == "installed"
 # The last tokens of a text come long after the first segments: a memory that begins anew in each changes everything.
-TOKENS = 12_000
+TOKENS = 12_000 if "LAM_COMPATIBILITY" in os.environ else 5_000
 BOUND = 1e-5
 WORDS = """
     the river was slow and wide; old people told that it had once carried whole villages to the sea. every spring we
@@ -99,7 +100,7 @@ def session(encoder, folder: Path) -> None:
         running = LAMSession(encoder)
         for start in range(0, len(text), 7001):
             running.append(text[start : start + 7001])
-            if start == 5 * 7001:
+            if start == 2 * 7001:
                 running.save(folder / "session")
                 running = LAMSession.load(folder / "session", encoder)
         same("LAMSession", running.embedding(), pooled(want))

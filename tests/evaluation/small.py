@@ -1,4 +1,4 @@
-"""The suite's settings on the small data of conftest.py."""
+"""The suite's settings on the small data of conftest.py, and a progress that keeps what it is told."""
 
 from lam_transformers.evaluation.part import Settings
 from lam_transformers.evaluation.parts.retrieval import RetrievalSettings
@@ -8,6 +8,7 @@ from lam_transformers.evaluation.research.babi import BabiSettings
 from lam_transformers.evaluation.research.long_context import LongContextSettings
 from lam_transformers.evaluation.research.pillars import PillarSettings
 from lam_transformers.evaluation.research.recall import RecallSettings
+from lam_transformers.io.progress import Silent
 
 SMALL_LONG_CONTEXT = LongContextSettings(
     sensitivity_lengths=(200,),
@@ -30,3 +31,13 @@ SMALL = Settings(
         PillarSettings(separation_pairs=10, salience_tokens=1_200),
     ),
 )
+
+
+class Lines(Silent):
+    """A `Progress` that keeps the lines it was told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)

@@ -34,7 +34,7 @@ from lam_transformers.training.loop import learning_rates
 from lam_transformers.training.retraining import retrain_ablations
 
 from ..helpers import assert_close_rms, hidden, random_ids, rule_inputs, time_slice
-from .small import SMALL, SMALL_LONG_CONTEXT
+from .small import SMALL, SMALL_LONG_CONTEXT, Lines
 
 
 def additive_loop(*, q, k, v, beta, log_decay, write, read, state):
@@ -261,7 +261,7 @@ def test_prepared_facts_are_in_a_held_out_book(measured_model, data_folder):
 
 
 def test_ablations_are_retrained_from_one_start_and_resume(lam_folder, tiny_bert, data_folder, tmp_path):
-    lines = []
+    said = Lines()
 
     def run():
         return retrain_ablations(
@@ -275,7 +275,7 @@ def test_ablations_are_retrained_from_one_start_and_resume(lam_folder, tiny_bert
             tokens_per_batch=64,
             seeds=[0, 1],
             only=["flux", "delta rule"],
-            say=lines.append,
+            progress=said,
             settings=SMALL,
         )
 

@@ -30,18 +30,14 @@ from lam_transformers.evaluation.suite import PARTS, QUICK, evaluate, settings_r
 from lam_transformers.io.results import read_results
 
 from .conftest import write_pairs
-from .small import SMALL, SMALL_SCALING
+from .small import SMALL, SMALL_SCALING, Lines
 
 # The parts that need no further package.
 LOCAL = [part.name for part in PARTS if part.run is not None and part.name != "mteb"]
 
 
-def quiet(line):
-    pass
-
-
-def run(model, baselines, data, out, *only, settings=SMALL, say=quiet, **options):
-    return evaluate(str(model), list(map(str, baselines)), Data(data), out, only, settings, say=say, **options)
+def run(model, baselines, data, out, *only, settings=SMALL, **options):
+    return evaluate(str(model), list(map(str, baselines)), Data(data), out, only, settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -290,13 +286,13 @@ def test_finished_parts_are_kept_and_the_rest_resumed_after_an_interrupt(
         run(lam_folder, [], data_folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sts.json"]
     monkeypatch.setattr(suite, "PARTS", (sts.PART, recall.PART))
-    lines = []
-    run(lam_folder, [], data_folder, tmp_path, say=lines.append)
-    assert any(line.startswith("sts: kept") for line in lines)
+    said = Lines()
+    run(lam_folder, [], data_folder, tmp_path, progress=said)
+    assert any(line.startswith("sts: kept") for line in said.lines)
     assert {path.name for path in tmp_path.iterdir()} == {"sts.json", "recall.json"}
-    lines.clear()
-    run(lam_folder, [], data_folder, tmp_path, settings=dataclasses.replace(SMALL, resamples=30), say=lines.append)
-    assert not any("kept" in line for line in lines)
+    said.lines.clear()
+    run(lam_folder, [], data_folder, tmp_path, settings=dataclasses.replace(SMALL, resamples=30), progress=said)
+    assert not any("kept" in line for line in said.lines)
 
 
 def test_missing_data_is_named_and_the_rest_runs(lam_folder, data_folder, tmp_path, monkeypatch):
@@ -317,9 +313,11 @@ def test_missing_data_is_named_and_the_rest_runs(lam_folder, data_folder, tmp_pa
     write_report(out)
     assert "babi" in (out / "EVALUATION_REPORT.md").read_text().split("What was not measured")[1]
     # A part that lacked data is measured again once it is there.
-    lines = []
-    run(lam_folder, [], data_folder, out, say=lines.append)
-    assert [line for line in lines if "kept" in line] == [line for line in lines if line.startswith("recall: kept")]
+    said = Lines()
+    run(lam_folder, [], data_folder, out, progress=said)
+    assert [line for line in said.lines if "kept" in line] == [
+        line for line in said.lines if line.startswith("recall: kept")
+    ]
     assert set(read_results(out)["sts"]["numbers"]["sets"]) == {"stsb_dev", "stsb_test"}
 
 

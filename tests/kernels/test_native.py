@@ -1,10 +1,8 @@
 """The native kernel against the layer in torch: outputs, states, gradients, invariances; and which one runs when."""
 
 import copy
-import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from lam_transformers import LAMConfig, LAMModel, kernels
 from lam_transformers.kernels import native
 from lam_transformers.model.packing_lam import PackedTexts
 
+from ..children import run_in_child
 from ..helpers import perturb, relative_rms
 
 needs_kernel = pytest.mark.skipif(native.library() is None, reason=f"no native kernel: {native.why_missing()}")
@@ -166,26 +165,21 @@ def test_half_precision_views_and_many_threads():
             torch.set_num_threads(threads)
 
 
+def save_outputs(variant, path):
+    memory, x = make_memory(), random(2, 70, 96).requires_grad_()
+    y = run("native", memory, x)[0]
+    y.square().sum().backward()
+    assert native.library().variant == variant
+    torch.save([y.detach(), x.grad], path)
+
+
 @needs_kernel
 @pytest.mark.parametrize("variant", ["avx512", "avx2", "plain"])
 def test_all_variants_agree(variant, tmp_path):
-    code = f"""
-import sys, torch
-from tests.kernels.test_native import make_memory, random, run
-from lam_transformers.kernels import native
-memory, x = make_memory(), random(2, 70, 96).requires_grad_()
-y = run("native", memory, x)[0]
-y.square().sum().backward()
-assert native.library().variant == {variant!r}
-torch.save([y.detach(), x.grad], sys.argv[1])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out.pt")], capture_output=True, text=True,
-        env={**os.environ, "LAM_KERNEL_VARIANT": variant, "PYTHONPATH": "examples"}, cwd=ROOT,
-    )  # fmt: skip
-    if "LAM_KERNEL_VARIANT must be" in done.stderr:
+    ended = run_in_child(save_outputs, variant, tmp_path / "out.pt", environment={"LAM_KERNEL_VARIANT": variant})
+    if "LAM_KERNEL_VARIANT must be" in ended.printed:
         pytest.skip(f"this processor does not run {variant}")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert ended.status == 0, ended.printed[-2000:]
     memory, x = make_memory(), random(2, 70, 96).requires_grad_()
     y = run("torch", memory, x)[0]
     y.square().sum().backward()

@@ -1,11 +1,9 @@
 """What others do with a model's tensors and modules, each to be run in a process of its own: it may crash.
 
-`python -m tests.model.foreign_cases NAME FOLDER`, FOLDER holding a LAM. On the code before these checks several of them
-ended the process by a signal or gave memory that nobody wrote.
+On the code before these checks several of them ended the process by a signal or gave memory that nobody wrote.
 """
 
 import copy
-import sys
 import tempfile
 
 import torch
@@ -210,16 +208,13 @@ def torchao_config(folder, ids, mask, want):
     check_torchao(load(folder, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())), want, ids, mask)
 
 
-def main(name: str, folder: str) -> None:
+def run_case(name: str, folder: str) -> None:
+    """One case on the LAM of a folder, with NaN in uninitialised memory."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
     model = load(folder)
     ids = random_ids(3, 21, vocab_size=model.config.vocab_size)
     mask = make_mask("right")
     with kernels.use_backend("torch"):
         want = hidden(model, ids), hidden(model, ids, attention_mask=mask)
     CASES[name](folder, ids, mask, want)
-
-
-if __name__ == "__main__":
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    main(*sys.argv[1:])

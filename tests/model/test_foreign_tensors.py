@@ -4,20 +4,17 @@ Each case of foreign_cases.py in a process of its own, since some crashed it.
 """
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from handbook import ROOT
 from torch import nn
 
 from lam_transformers import kernels
 from lam_transformers.kernels import native
 
+from ..children import run_in_child
 from ..helpers import assert_close_rms, hidden
-from .foreign_cases import CASES
+from .foreign_cases import CASES, run_case
 
 needs_kernel = pytest.mark.skipif(native.library() is None, reason=f"no native kernel: {native.why_missing()}")
 
@@ -26,11 +23,8 @@ needs_kernel = pytest.mark.skipif(native.library() is None, reason=f"no native k
 def test_in_a_process_of_its_own(name, tiny_folder):
     if name.startswith("torchao") and importlib.util.find_spec("torchao") is None:
         pytest.skip("the int8 extra is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.model.foreign_cases", name, str(tiny_folder)], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "examples"])}, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
+    ended = run_in_child(run_case, name, str(tiny_folder))
+    assert ended.status == 0, f"ended with {ended.status}: {ended.printed[-3000:]}"
 
 
 PARTS = ["conv1d", "flux", "flux.in_proj", "flux.out_proj"]

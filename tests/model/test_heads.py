@@ -165,10 +165,11 @@ STRANGER = """
 import sys
 sys.modules["lam_transformers"] = None
 import torch, transformers
-for name in sys.argv[2:]:
-    model = getattr(transformers, name).from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-    assert "transformers_modules" in type(model).__module__, type(model)
-    print(type(model).__name__, list(model(torch.tensor([[2, 5, 3]]))[0].shape))
+for place in sys.argv[1].split(","):
+    for name in sys.argv[2:]:
+        model = getattr(transformers, name).from_pretrained(place, trust_remote_code=True).eval()
+        assert "transformers_modules" in type(model).__module__, type(model)
+        print(type(model).__name__, list(model(torch.tensor([[2, 5, 3]]))[0].shape))
 """
 
 
@@ -178,18 +179,25 @@ def test_a_stranger_loads_every_head_from_every_folder(folder, tokenizer, tmp_pa
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "encoder")
     code = [name for name in SHIPPED_CODE if name not in ("sentence_transformers_module.py", "streaming_lam.py")]
     vocabulary = len(tokenizer)
-    for place in (folder, tmp_path / "classifier", tmp_path / "encoder"):
+    places = (folder, tmp_path / "classifier", tmp_path / "encoder")
+    for place in places:
         assert all((place / name).exists() for name in code), place
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", STRANGER, str(place), "AutoModel", *(auto.__name__ for auto in HEADS)],
-            capture_output=True, text=True, cwd=tmp_path,
-            env={"PATH": "", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.splitlines() == [
-            "LAMModel [1, 3, 64]", f"LAMForMaskedLM [1, 3, {vocabulary}]",
-            "LAMForSequenceClassification [1, 2]", "LAMForTokenClassification [1, 3, 2]",
-        ]  # fmt: skip
+    names = ["AutoModel", *(auto.__name__ for auto in HEADS)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STRANGER, ",".join(map(str, places)), *names],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [
+        "LAMModel [1, 3, 64]",
+        f"LAMForMaskedLM [1, 3, {vocabulary}]",
+        "LAMForSequenceClassification [1, 2]",
+        "LAMForTokenClassification [1, 3, 2]",
+    ]
+    assert done.stdout.splitlines() == lines * len(places)
 
 
 @pytest.mark.parametrize("auto", HEADS)

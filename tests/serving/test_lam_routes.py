@@ -86,9 +86,9 @@ def test_a_session_of_another_key(keyed_server, keyed):
     keyed.delete(f"/sessions/{session}")
 
 
-def test_a_thousand_sessions(keyed):
+def test_more_sessions_than_there_may_be(keyed):
     made = []
-    for _ in range(1000):
+    for _ in range(60):
         answer = keyed.post("/sessions", json={})
         if answer.status_code == 201:
             made.append(answer.json()["id"])
