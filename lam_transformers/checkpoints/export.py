@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from ..io.atomic import atomic_file
+from ..io.atomic import atomic_file, write_text
 from ..model.checks_lam import check_folder, weights_checksum
 from ..model.configuration_lam import LAMConfig
 from ..model.heads_lam import AUTO_MAP
@@ -195,4 +195,4 @@ def write_modules(folder: Path, hidden_size: int, max_seq_length: int | None = N
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

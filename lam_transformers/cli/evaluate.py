@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .console import clear_errors, echo, say
+from .console import clear_errors, echo, say, show_progress
 
 Model = Annotated[str, typer.Argument(help="LAM folder.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default LAM_DATA_DIR, the Hub.")]
@@ -45,24 +45,22 @@ def evaluate_all(
 ) -> None:
     """Measure a LAM in all parts, or in those named by --only. docs/EVALUATION.md says what each number means."""
     with clear_errors():
-        from transformers.utils import logging
-
         from ..evaluation.data import Data
         from ..evaluation.part import Settings
         from ..evaluation.report import write_report
         from ..evaluation.suite import QUICK, evaluate
 
-        logging.disable_progress_bar()
-        missing = evaluate(
-            model,
-            baseline or ["all-MiniLM-L6-v2"],
-            Data(data),
-            out,
-            only or [],
-            QUICK if quick else Settings(),
-            pairs or [],
-            say,
-        )
+        with show_progress() as shown:
+            missing = evaluate(
+                model,
+                baseline or ["all-MiniLM-L6-v2"],
+                Data(data),
+                out,
+                only or [],
+                QUICK if quick else Settings(),
+                pairs or [],
+                shown,
+            )
         for line in missing:
             say(line, "Not measured: ", "yellow")
         say(f"Wrote {write_report(out)}.")
@@ -85,25 +83,23 @@ def ablation(
 ) -> None:
     """Train the ablated models from one start with the same data and measure what each component contributes."""
     with clear_errors():
-        from transformers.utils import logging
-
         from ..evaluation.data import Data
         from ..training.retraining import retrain_ablations
 
-        logging.disable_progress_bar()
-        path = retrain_ablations(
-            model,
-            base,
-            text,
-            Data(data),
-            out,
-            runs,
-            steps,
-            tokens_per_batch,
-            seed or [0, 1],
-            only or [],
-            say,
-        )
+        with show_progress() as shown:
+            path = retrain_ablations(
+                model,
+                base,
+                text,
+                Data(data),
+                out,
+                runs,
+                steps,
+                tokens_per_batch,
+                seed or [0, 1],
+                only or [],
+                shown,
+            )
         say(f"Wrote {path}; lam report {out} puts it into the report.")
 
 

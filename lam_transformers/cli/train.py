@@ -1,19 +1,15 @@
 """`lam train`: the stages of training, one by one or by a recipe."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
-from ..io.terminal import one_line
-from .console import clear_errors, console, say
+from .console import clear_errors, say, show_progress
 
 if TYPE_CHECKING:
     from ..training.recipe import Stage
-    from ..training.trainer import RunProgress, Show
 
 train = typer.Typer(help="Train a LAM.", no_args_is_help=True)
 
@@ -25,42 +21,11 @@ RecipeName = Annotated[str, typer.Option(help="Stage recipe: a file, or one of t
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value of the recipe; may be repeated.")]
 
 
-@contextmanager
-def _working() -> Iterator[tuple["Show", Callable[[str, int], Callable[["RunProgress"], None]]]]:
-    """Errors in one line; and what `run_stage` calls to show its progress: (show, a function giving on_step)."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # that of loading and saving weights would be drawn across our own
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with clear_errors(), Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-
-        def show(what: str, total: int | None) -> Callable[[int], None]:
-            task = bar.add_task(one_line(what), total=total)
-            return lambda count: bar.advance(task, count)
-
-        def watch(name: str, steps: int) -> Callable[["RunProgress"], None]:
-            task = bar.add_task(one_line(name), total=steps)
-
-            def on_step(progress: "RunProgress") -> None:
-                bar.update(task, completed=progress.step)
-                if progress.step % 10 == 0:
-                    speed = progress.tokens / max(progress.seconds, 1e-9)
-                    loss = progress.losses.get("loss", float("nan"))
-                    best = progress.best_score
-                    note = f"{one_line(name)}  loss {loss:.4f}  {speed:,.0f} tokens/s  best dev {best:.4f}"
-                    bar.update(task, description=note)
-
-            return on_step
-
-        yield show, watch
-
-
 def _run(stage: "Stage", student: Path, out: Path, data: Path, cache: Path | None) -> None:
     from ..training.run import run_stage
 
-    with _working() as (show, watch):
-        on_step = watch(stage.name, stage.config.steps)
-        progress = run_stage(stage, student, out, data, cache, show, on_step)
+    with clear_errors(), show_progress(MofNCompleteColumn()) as shown:
+        progress = run_stage(stage, student, out, data, cache, shown)
     _say_dropped(out)
     what = "dev score" if stage.stage == "longtext" else "STS-B dev Pearson"
     say(f"Best {what} {progress.best_score:.4f} at step {progress.best_step}: {out / 'best'}")
@@ -259,10 +224,10 @@ def run_whole(
         if not dot:
             raise typer.BadParameter(f"--set wants STAGE.name=value, got {name!r}.")
         by_stage.setdefault(stage, {})[setting] = value
-    with _working() as (show, watch):
+    with clear_errors(), show_progress(MofNCompleteColumn()) as shown:
         from ..training.run import run_recipe
 
-        model = run_recipe(recipe, out, data, by_stage, show, lambda stage: watch(stage.name, stage.config.steps))
+        model = run_recipe(recipe, out, data, by_stage, shown)
     say(f"Wrote {model}; scores are in {out / 'results.json'}.")
 
 

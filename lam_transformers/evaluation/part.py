@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..io.progress import Progress, Silent
 from ..io.results import Numbers, Record, Results
 from .blocks import Section
 from .data import Data, MissingData
@@ -54,7 +55,7 @@ class Context:
         settings: how much is measured.
         pairs: further pair files for the part sts.
         paths: name or folder of each model by its name in the results, for parts that load it in a process of its own.
-        say: is called with a line on what is being done.
+        progress: is told what is being done.
         missing: data sets that a part did not find while it measured the rest.
     """
 
@@ -64,7 +65,7 @@ class Context:
     settings: Settings
     pairs: tuple[Path, ...] = ()
     paths: dict[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = print
+    progress: Progress = field(default_factory=Silent)
     missing: list[MissingData] = field(default_factory=list)
 
     @property
@@ -80,6 +81,10 @@ class Context:
         except MissingData as missing:
             self.missing.append(missing)
             self.say(str(missing))
+
+    def say(self, line: str) -> None:
+        """Say what is being done."""
+        self.progress.say(line)
 
 
 def no_weaknesses(results: Results) -> list[str]:

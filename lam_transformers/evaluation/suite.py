@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..io.progress import Progress, Silent
 from ..io.results import Numbers, read_results, write_result
 from .data import Data
 from .models import load_encoder, model_record
@@ -49,7 +50,7 @@ def evaluate(
     only: Iterable[str] = (),
     settings: Settings = Settings(),  # noqa: B008 - frozen
     pairs: Iterable[Path] = (),
-    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Run the suite on a LAM, one part after the other, each into OUT/PART.json.
 
@@ -64,7 +65,7 @@ def evaluate(
         only: names of the parts to measure; none: all.
         settings: how much is measured.
         pairs: further pair files for the part sts.
-        say: is called with a line on what is being done.
+        progress: gets one task, the parts, and a line on whatever is being done; by default nothing is shown.
 
     Returns:
         what is missing, in sentences.
@@ -75,6 +76,7 @@ def evaluate(
         FloatingPointError: if the model or a baseline returns NaN or a constant vector.
     """
     out = Path(out)
+    progress = progress or Silent()
     runs = {part.name: part.run for part in PARTS if part.run is not None}
     only = list(only)
     if unknown := [name for name in only if name not in runs]:
@@ -95,7 +97,7 @@ def evaluate(
                 f"{out} holds results of another model ({old['model']['name']}, {old['model']['checksum'][:12]}); "
                 f"this is {record['name']}, {record['checksum'][:12]}. Give another folder."
             )
-    context = Context(ours, [], data, settings, pairs, {ours.name: model}, say)
+    context = Context(ours, [], data, settings, pairs, {ours.name: model}, progress)
     for name in baselines:
         encoder = load_encoder(name)
         encoder.name = model_record(name, encoder)["name"]
@@ -105,12 +107,14 @@ def evaluate(
     how = {"settings": settings_record(settings), "baselines": others, "pairs": [Path(path).name for path in pairs]}
     how = json.loads(json.dumps(how))  # as it is read back, to be compared with what is there
     lacking: list[str] = []
+    measuring = progress.task("Measuring", len(only or runs))
     for name in only or runs:
         old = kept.get(name, {})
         if name not in only and not old.get("missing") and all(old.get(key) == value for key, value in how.items()):
-            say(f"{name}: kept from {old['environment']['date']}")
+            progress.say(f"{name}: kept from {old['environment']['date']}")
+            measuring.advance()
             continue
-        say(f"{name}: measuring")
+        progress.say(f"{name}: measuring")
         began = time.monotonic()
         context.missing = []
         numbers: Numbers = {}
@@ -120,5 +124,6 @@ def evaluate(
         lacking += [f"{name}: {data_set}" for data_set in context.missing]
         seconds = round(time.monotonic() - began, 1)
         write_result(out / f"{name}.json", numbers, part=name, model=record, **how, missing=missing, seconds=seconds)
-        say(f"{name}: {seconds:,.0f} s")
+        progress.say(f"{name}: {seconds:,.0f} s")
+        measuring.advance()
     return lacking

@@ -360,7 +360,7 @@ class Finetuner(Trainer):
         texts = sorted({text for text in chosen if normalise(text) not in excluded})
         texts = list(dict.fromkeys(cut_texts(texts, self.encoder.tokenizer, config.max_length)))
         cache = EmbeddingCache(self.cache_folder / f"before-{model_key(self.encoder)}", self._width)
-        advance = self._shown("Embedding by the model before", len(texts))
+        advance = self.reports_to.task("Embedding by the model before", len(texts)).advance
 
         def encode(block: list[str]) -> np.ndarray:
             return self.encoder.encode(block, batch_size=64, show_progress_bar=False)

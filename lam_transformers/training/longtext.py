@@ -245,13 +245,13 @@ class LongTextTrainer(TrainingLoop):
         self.folder.mkdir(parents=True, exist_ok=True)
         sources = {name: {"counts": dict(of_file)} for name, of_file in counts.items()}
         (self.folder / "data.json").write_text(json.dumps({"sources": sources}, indent=1) + "\n")
-        advance = self._shown("Reading documents", len(texts))
+        advance = self.reports_to.task("Reading documents", len(texts)).advance
         return chunk_documents(texts, self.tokenizer, config.chunk_tokens, advance)
 
     def _targets(self, chunks: list[str]) -> tuple[EmbeddingCache, np.ndarray]:
         """The teacher's embeddings of these chunks: a cache, and the row of each chunk."""
         config = self.config
-        advance = self._shown(f"Embedding by {Path(config.teacher).name}", len(chunks))
+        advance = self.reports_to.task(f"Embedding by {Path(config.teacher).name}", len(chunks)).advance
         if config.teacher != "self":
             return teacher_embeddings(Teacher(config.teacher), chunks, self.cache_folder, config.bf16, advance)
         encoder = encoder_of(self.student, self.tokenizer).eval()

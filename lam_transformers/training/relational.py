@@ -125,7 +125,7 @@ class RelationalDistiller(TrainingLoop):
         texts = [self.table.text(i) for i in rows]
         embedded = []
         for teacher in teachers:
-            advance = self._shown(f"Embedding by {Path(teacher.name).name}", len(texts))
+            advance = self.reports_to.task(f"Embedding by {Path(teacher.name).name}", len(texts)).advance
             cache, kept = teacher_embeddings(teacher, texts, self.cache_folder, self.config.teacher_bf16, advance)
             places = np.full(len(self.table), -1)
             places[rows] = kept

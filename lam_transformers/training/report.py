@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..io.loading import load_sentence_transformer
+from ..io.progress import Progress
 from ..io.results import write_result
 from ..io.templates import render
 from ..model.checks_lam import read_json
@@ -14,7 +15,7 @@ from ..model.modeling_lam import LAMModel
 from ..scoring.retrieval import evaluate_retrieval
 from ..scoring.sts import evaluate_sts
 from .recipe import Recipe, Stage
-from .trainer import RunProgress, Show
+from .trainer import RunProgress
 
 RESAMPLES = 1000
 
@@ -27,9 +28,7 @@ class FinishedStage(NamedTuple):
     progress: RunProgress
 
 
-def evaluate_models(
-    recipe: Recipe, model: Path, data: Path, path: Path, show: Show | None = None
-) -> list[dict[str, Any]]:
+def evaluate_models(recipe: Recipe, model: Path, data: Path, path: Path, reports_to: Progress) -> list[dict[str, Any]]:
     """Scores of a model folder and of the recipe's baselines, also written to `path`.
 
     Every model encodes through sentence-transformers as it comes (its own pooling and longest text). STS with 95 %
@@ -38,7 +37,7 @@ def evaluate_models(
     rows = []
     for name in (str(model), *recipe.baselines):
         tasks = len(recipe.sts) + len(recipe.retrieval)
-        advance = None if show is None else show(f"Evaluating {Path(name).name}", tasks)
+        evaluating = reports_to.task(f"Evaluating {Path(name).name}", tasks)
         encoder = load_sentence_transformer(name)
 
         def encode(texts: Sequence[str], encoder: Any = encoder) -> np.ndarray:
@@ -48,12 +47,10 @@ def evaluate_models(
         for task, file in recipe.sts.items():
             sizes = [size for size in recipe.dimensions if size < encoder.get_embedding_dimension()]
             row["sts"][task] = evaluate_sts(encode, data / file, sizes, RESAMPLES)
-            if advance is not None:
-                advance(1)
+            evaluating.advance()
         for task, folder in recipe.retrieval.items():
             row["retrieval"][task] = evaluate_retrieval(encode, data / folder)
-            if advance is not None:
-                advance(1)
+            evaluating.advance()
         rows.append(row)
     write_result(path, {"models": rows})
     return rows

@@ -1,6 +1,6 @@
 """Ablations trained again: same start, same seed, same data in the same order, same number of updates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..evaluation.research.ablation import (
     with_lam,
     without,
 )
+from ..io.progress import Progress, Silent
 from ..io.results import Numbers, write_result
 
 
@@ -33,7 +34,7 @@ def retrain_ablations(
     tokens_per_batch: int,
     seeds: Sequence[int],
     only: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
     settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> Path:
     """Distil the full model and every ablation from `base` once per seed, into OUT/ablation_retrained.json.
@@ -52,7 +53,7 @@ def retrain_ablations(
         tokens_per_batch: of each update.
         seeds: of the start and of the order of the data, two at least.
         only: names of ablations; none: all.
-        say: is called with a line on what is being done.
+        progress: is told what is being done; by default nothing is shown.
         settings: of the evaluation.
 
     Returns:
@@ -77,7 +78,7 @@ def retrain_ablations(
         raise ValueError(f"{model} is no LAM.")
     record = model_record(model, encoder)
     del record["checksum"]  # its weights are not used
-    context = Context(encoder, [], data, settings, say=say)
+    context = Context(encoder, [], data, settings, progress=progress or Silent())
     tasks = Tasks(context)
     dev = data.path("stsb_dev")
     exclude = [dev]
@@ -112,16 +113,16 @@ def retrain_ablations(
             distiller.prepare()
             if name != FULL:
                 keep_off(student, name)
-            say(f"{name}, seed {seed}: {steps} updates")
-            progress = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
+            context.say(f"{name}, seed {seed}: {steps} updates")
+            run = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
             scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
-            say(f"{name}, seed {seed}: {progress.tokens:,} tokens, loss {progress.losses.get('loss', 0.0):.4f}")
+            context.say(f"{name}, seed {seed}: {run.tokens:,} tokens, loss {run.losses.get('loss', 0.0):.4f}")
     numbers = {
         "rows": _over_seeds([tasks.compare(scores) for scores in scored.values()]),
         "seeds": {str(seed): tasks.compare(scores) for seed, scores in scored.items()},
         "base": base,
         "steps": steps,
-        "tokens": progress.tokens,
+        "tokens": run.tokens,
         "texts": [Path(path).name for path in text],
         **tasks.describe(),
     }

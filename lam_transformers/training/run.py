@@ -1,6 +1,7 @@
 """How recipes are run: one stage, or all stages of a model with its evaluation and its card."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from ..checkpoints.export import export_model
 from ..checkpoints.init import init_model, parse_gate
 from ..io.loading import is_lam, locate_model, weights_identity
+from ..io.progress import Progress, Silent, Task
 from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..model.state_lam import wrote
@@ -26,7 +28,7 @@ from .plots import plot_run
 from .recipe import Stage, read_recipe, stage_named
 from .relational import RelationalDistiller
 from .report import FinishedStage, evaluate_models, model_card
-from .trainer import RunConfig, RunProgress, Show, Trainer
+from .trainer import RunConfig, RunProgress, Trainer
 
 
 def run_stage(
@@ -35,8 +37,7 @@ def run_stage(
     out: str | Path,
     data: str | Path,
     cache: str | Path | None = None,
-    show: Show | None = None,
-    on_step: Callable[[RunProgress], None] | None = None,
+    reports_to: Progress | None = None,
 ) -> RunProgress:
     """Run or resume a stage.
 
@@ -46,8 +47,7 @@ def run_stage(
         out: folder of the run.
         data: folder that relative paths start from.
         cache: of the embeddings of teachers; by default `out`/teachers.
-        show: see `Show`.
-        on_step: called after every update.
+        reports_to: gets a task for what comes before the updates, and one for them; by default nothing is shown.
 
     Raises:
         ValueError: for settings that do not fit, or if `out` holds a run with others or from another start.
@@ -57,9 +57,28 @@ def run_stage(
     out.mkdir(parents=True, exist_ok=True)
     with process_state().main_process_first():  # the others find what it has written
         _check_start(student, out)
-    trainer = _trainer(stage, config, student, out, Path(data), cache, show)
+    reports_to = reports_to or Silent()
+    trainer = _trainer(stage, config, student, out, Path(data), cache, reports_to)
     trainer.prepare()
+    on_step = _reporter(stage.name, reports_to.task(stage.name, config.steps))
     return trainer.run(stage.evaluate_every, stage.checkpoint_every, on_step)
+
+
+def _reporter(name: str, updates: Task) -> Callable[[RunProgress], None]:
+    """What is called after every update and says so, every tenth time with loss, speed and the best dev score."""
+    said = 0
+
+    def report(progress: RunProgress) -> None:
+        nonlocal said
+        note = None
+        if progress.step % 10 == 0:
+            loss = progress.losses.get("loss", math.nan)
+            speed = progress.tokens / max(progress.seconds, 1e-9)
+            note = f"{name}  loss {loss:.4f}  {speed:,.0f} tokens/s  best dev {progress.best_score:.4f}"
+        updates.advance(progress.step - said, note)
+        said = progress.step
+
+    return report
 
 
 def _trainer(
@@ -69,7 +88,7 @@ def _trainer(
     out: Path,
     data: Path,
     cache: str | Path | None,
-    show: Show | None,
+    reports_to: Progress,
 ) -> Trainer:
     """The trainer of a stage; arguments as of `run_stage`."""
     model, tokenizer = load_student(student)
@@ -80,7 +99,7 @@ def _trainer(
         "folder": out,
         "dev_file": data / stage.dev,
         "cache_folder": cache,
-        "show": show,
+        "reports_to": reports_to,
         "tensorboard": stage.tensorboard,
     }
     exclude = [data / path for path in stage.exclude]
@@ -88,7 +107,7 @@ def _trainer(
         return Finetuner(data=data, exclude=exclude, **common)
     if isinstance(config, LongTextConfig):
         return LongTextTrainer(data=data, **common)
-    table = _table(stage, config, out, data, exclude, tokenizer, show)
+    table = _table(stage, config, out, data, exclude, tokenizer, reports_to)
     if isinstance(config, DistillConfig):
         return Distiller(teacher=_teacher(stage, tokenizer, student), table=table, **common)
     return RelationalDistiller(table=table, **common)
@@ -101,11 +120,11 @@ def _table(
     data: Path,
     exclude: list[Path],
     tokenizer: PreTrainedTokenizerBase,
-    show: Show | None,
+    reports_to: Progress,
 ) -> TokenTable:
     if not stage.text and stage.hub_dataset is None:
         raise ValueError(f"Stage {stage.name} needs texts: give `text` or `hub_dataset`.")
-    advance = None if show is None else show("Reading texts", None)
+    advance = reports_to.task("Reading texts").advance
     keep_texts = not isinstance(config, DistillConfig)
     sources = [data / path for path in stage.text]
     options = (config.max_length, advance, keep_texts, stage.text_limits)
@@ -166,8 +185,7 @@ def run_recipe(
     out: str | Path,
     data: str | Path,
     changes: dict[str, dict[str, Any]] | None = None,
-    show: Show | None = None,
-    on_stage: Callable[[Stage], Callable[[RunProgress], None]] | None = None,
+    reports_to: Progress | None = None,
 ) -> Path:
     """Run or resume all stages of a recipe, evaluate, and write the model folder with its card.
 
@@ -179,8 +197,7 @@ def run_recipe(
         out: folder of the run.
         data: folder that relative paths start from.
         changes: see `read_recipe`.
-        show: see `Show`.
-        on_stage: called with each stage; returns what is called after its updates.
+        reports_to: see `run_stage`.
 
     Returns:
         the model's folder.
@@ -200,13 +217,12 @@ def run_recipe(
     bests: dict[str, Path] = {}
     for number, stage in enumerate(stages, 1):
         folder = out / f"{number}-{stage.name}"
-        on_step = None if on_stage is None else on_stage(stage)
         if stage.trains_a_teacher:
             start = Path(locate_model(stage.start))
         else:
             earlier = stage_named(stage.start)
             start = student if earlier is None else bests[earlier]
-        progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", show, on_step)
+        progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", reports_to)
         done.append(FinishedStage(stage, folder, progress))
         bests[stage.name] = folder / "best"
         student = student if stage.trains_a_teacher else bests[stage.name]
@@ -221,7 +237,7 @@ def run_recipe(
     if before == weights_identity(model) and scores.exists():  # scored already
         results = read_json(scores)["numbers"]["models"]
     else:
-        results = evaluate_models(recipe, model, data, scores, show)
+        results = evaluate_models(recipe, model, data, scores, reports_to or Silent())
     card = model_card(recipe, model, done, results)
     (model / "README.md").write_text(card, encoding="utf-8")
     if find_spec("matplotlib"):

@@ -8,10 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..io.progress import Progress, Silent
 from ..model.checks_lam import read_json
-
-# Shown while something runs: (what, how many or None) -> a function that is called with how many more are done.
-Show = Callable[[str, int | None], Callable[[int], None]]
 
 # Settings of any stage of which there has to be one.
 AT_LEAST_ONE = (
@@ -108,7 +106,7 @@ class Trainer:
         folder: for checkpoints, log.jsonl and the best model; `folder`/best is a model folder.
         dev_file: pair file for validation (STS-B dev). Selection looks at nothing else, unless a stage says so.
         cache_folder: for embeddings that are computed once; by default `folder`/teachers.
-        show: see `Show`.
+        reports_to: gets a task for each thing that takes long before the updates; by default nothing is shown.
         tensorboard: also log for TensorBoard.
 
     Raises:
@@ -126,7 +124,7 @@ class Trainer:
         folder: str | Path,
         dev_file: str | Path,
         cache_folder: str | Path | None = None,
-        show: Show | None = None,
+        reports_to: Progress | None = None,
         tensorboard: bool = False,
     ) -> None:
         self.student = student
@@ -135,7 +133,7 @@ class Trainer:
         self.folder = Path(folder)
         self.dev_file = Path(dev_file)
         self.cache_folder = self.folder / "teachers" if cache_folder is None else Path(cache_folder)
-        self.show = show
+        self.reports_to = reports_to or Silent()
         self.tensorboard = tensorboard
         self.progress = RunProgress()
         self.prepared = False
@@ -185,7 +183,3 @@ class Trainer:
             OSError: if a checkpoint cannot be written; the one before is kept.
         """
         raise NotImplementedError
-
-    def _shown(self, what: str, count: int) -> Callable[[int], None] | None:
-        """What is called with how many more of `count` are done; None where nothing is shown."""
-        return None if self.show is None else self.show(what, count)
