@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from memory_data import read_conversations
 
 from lam_transformers.encoding import LAMEncoder

@@ -9,19 +9,18 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import documents, transfer, upkeep
-from .errors import MemoryFileDamaged, MemoryFileRefused, UnknownMemory
+from .errors import MemoryFileRefused, MemoryUnavailable, UnknownMemory
 from .index import Partitions, as_json
 from .ranking import Ranking
 from .records import (
     KINDS,
-    LONGEST_TEXT,
     MemoryRecord,
     Message,
     Scope,
@@ -100,6 +99,9 @@ class Memory:
         # Conversations that this process has read on, by scope: (epoch, state, tokens since it was stored).
         self._conversations: dict[Scope, tuple[int, ConversationState]] = {}
         self._conversation_locks: dict[Scope, threading.Lock] = {}
+        if "forgetting" in self.settings():
+            with contextlib.suppress(MemoryUnavailable):  # another process holds it, or it can only be read
+                self.forget()
 
     def __enter__(self) -> "Memory":
         return self
@@ -403,6 +405,8 @@ class Memory:
                 )  # fmt: skip
         for user in {row[3] for row in rows}:
             self._count_deletion(transaction, user)
+        # Whoever opens the memory after a kill between here and the end of `forget` goes on with it.
+        transaction.run("INSERT INTO settings (name, value) VALUES ('forgetting', '1') ON CONFLICT (name) DO NOTHING")
         for id, user in {(row[1], row[3]) for row in rows if row[2] != "paragraph"}:
             self._log(transaction, "deleted", id, user, {})
         return len({row[1] for row in rows if row[2] != "paragraph"})
@@ -414,7 +418,7 @@ class Memory:
                 self._partitions.clear()
             if self._reader is not None:
                 self._reader.forget_queries()
-        self.store.forget()
+        self.forget()
 
     # Documents -----------------------------------------------------------------------------------------------------
 
@@ -622,6 +626,8 @@ class Memory:
     def forget(self) -> None:
         """Rewrite the database files without what was deleted; `delete` and `delete_all` do it by themselves."""
         self.store.forget()
+        with self.store.write() as transaction:
+            transaction.run("DELETE FROM settings WHERE name = 'forgetting'")
 
     # Shared by the modules of this room ------------------------------------------------------------------------------
 
@@ -896,10 +902,6 @@ class Memory:
             "WHERE user_id = ? AND agent_id = ? AND run_id = ?",
             scope.user_id, scope.agent_id, scope.run_id,
         )  # fmt: skip
-
-    def conversation_lock(self, scope: Scope) -> contextlib.AbstractContextManager:
-        with self._lock:
-            return self._conversation_locks.setdefault(scope, threading.Lock())
 
     # Strengths -------------------------------------------------------------------------------------------------------
 
