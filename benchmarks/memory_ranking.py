@@ -112,7 +112,7 @@ Way = Callable[[Loaded, int, Signals], np.ndarray | None]
 
 
 def ways() -> dict[str, Way]:
-    """The rankings that are compared: (conversation, question, signals) -> scores [messages], None where not computed."""
+    """The rankings that are compared: conversation, question, signals -> scores [messages], None if not computed."""
 
     def minilm(passages: bool, weight: float) -> Way:
         def score(loaded: Loaded, number: int, signals: Signals) -> np.ndarray | None:
@@ -142,11 +142,11 @@ def ways() -> dict[str, Way]:
     chosen["LAM isolated"] = lambda loaded, number, signals: signals.alone
     chosen["LAM passages"] = lambda loaded, number, signals: signals.passage
     for weight in (0.2, 0.4, 0.6):
-        chosen[f"LAM isolated + BM25 at {weight}"] = (
-            lambda loaded, number, signals, weight=weight: fused(signals.alone, signals.words, weight)
+        chosen[f"LAM isolated + BM25 at {weight}"] = lambda loaded, number, signals, weight=weight: fused(
+            signals.alone, signals.words, weight
         )
-        chosen[f"LAM passages + BM25 at {weight}"] = (
-            lambda loaded, number, signals, weight=weight: fused(signals.passage, signals.words, weight)
+        chosen[f"LAM passages + BM25 at {weight}"] = lambda loaded, number, signals, weight=weight: fused(
+            signals.passage, signals.words, weight
         )
     chosen["LAM carried"] = carried(0.0)
     chosen["LAM carried + BM25 at 0.4"] = carried(0.4)
@@ -201,9 +201,8 @@ def main() -> None:
     print(f"{'':42} R@10                  hit@10  nDCG@10  default less this one")
     for name, table in tables.items():
         have = np.isfinite(table[:, 0])
-        if not have.all():
-            if not have.any():
-                continue
+        if not have.any():
+            continue
         mean = np.nanmean(table, 0)
         boot = np.nanmean(table[samples, 0], axis=1)
         low, high = np.nanpercentile(boot, [2.5, 97.5])

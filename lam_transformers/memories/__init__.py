@@ -9,8 +9,8 @@
 - `records` and `errors`: what is taken, given and raised.
 
 What was said is stored as it was said; all else (vectors, words, states) is made from it and can be made again
-(`rebuild`). One transaction holds a turn's text, words, vectors, the conversation's state and the entry in the log, which
-itself holds no text. Times are seconds since 1970 inside and datetimes (UTC) outside.
+(`rebuild`). One transaction holds a turn's text, words, vectors, the conversation's state and the entry in the log,
+which itself holds no text. Times are seconds since 1970 inside and datetimes (UTC) outside.
 """
 
 from .errors import MemoryFileDamaged, MemoryFileRefused, MemoryUnavailable, UnknownMemory

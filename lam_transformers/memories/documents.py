@@ -95,8 +95,8 @@ def _begin(
     """The finished document if it is known; otherwise its id and version, and where to go on reading."""
     with memory.store.write() as transaction:
         rows = transaction.rows(
-            "SELECT id, version, digest, complete, read_tokens, state FROM documents WHERE user_id = ? AND agent_id = ? "
-            "AND title = ? ORDER BY version DESC LIMIT 1",
+            "SELECT id, version, digest, complete, read_tokens, state FROM documents WHERE user_id = ? "
+            "AND agent_id = ? AND title = ? ORDER BY version DESC LIMIT 1",
             scope.user_id, scope.agent_id, title,
         )  # fmt: skip
         id = rows[0][0] if rows else uuid.uuid4().hex
@@ -144,10 +144,7 @@ def _read(
     memory: "Memory", text: str, scope: Scope, id: str, version: int, progress: int, state: bytes | None
 ) -> MemoryRecord | None:
     """Reads a document to its end, a transaction a step. None if another reader of the same document was quicker."""
-    if memory.has_model:
-        steps = memory.reader.read_document(text, state)
-    else:
-        steps = _without_model(text)
+    steps = memory.reader.read_document(text, state) if memory.has_model else _without_model(text)
     for step in steps:
         texts = [text[paragraph.start : paragraph.end] for paragraph in step.paragraphs]
         words = [count_words(part).tobytes() for part in texts]

@@ -25,7 +25,7 @@ class Partition:
         kinds, agents, runs, roles: their names as [memories] arrays of strings.
         vectors: [vectors, D] float32: for each memory the vector of its text alone, then those of its passages.
         first: [memories] its first row in `vectors`.
-        carried: [memories, D] float32, zero where there is none, or None if there are none at all.
+        carried: [memories, D] float32, that of the text alone where there is none; None if there are none at all.
         words: a `WordIndex`.
     """
 
@@ -136,12 +136,15 @@ class Partition:
         self.characters = np.concatenate([self.characters, np.array([row[14] for row in rows], np.int64)])
 
     def _append_carried(self, blobs: list[bytes | None], width: int) -> None:
-        whole = [blob if blob is not None and len(blob) == width else bytes(width) for blob in blobs]
+        """Called when the rows' own vectors are there, and before their ids are."""
+        if self._carried is None and not any(blob is not None and len(blob) == width for blob in blobs):
+            return
         if self._carried is None:
-            if not any(blob is not None for blob in blobs):
-                return
-            self._carried = np.zeros((len(self.ids), self.dimension), np.float32)
-        new = np.frombuffer(b"".join(whole), "<f4").reshape(-1, self.dimension)
+            self._carried = self.vectors[self.first[: len(self.ids)]]
+        new = self.vectors[self.first[len(self.ids) :]]
+        for place, blob in enumerate(blobs):
+            if blob is not None and len(blob) == width:
+                new[place] = np.frombuffer(blob, "<f4")
         self._carried = np.concatenate([self._carried, new])
 
     def _grow(self, more: int) -> None:

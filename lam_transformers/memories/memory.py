@@ -64,7 +64,7 @@ class Memory:
         device: as SentenceTransformer's.
         ranking: how results are ordered (`Ranking`).
         carried: also embed every turn in the light of its whole conversation, and store the conversation's state with
-            it; `Ranking(carried=...)` says how much such vectors count.
+            it; `Ranking(carried=...)` says how much such vectors count. Without it, adding takes half of the time.
         strengths: keep a fast and a slow strength of each memory; `Ranking(strengths=...)` says how much they count.
         now: the clock, seconds since 1970.
 
@@ -81,7 +81,7 @@ class Memory:
         model: Any = "LAM-base-v1",
         device: str | None = None,
         ranking: Ranking | None = None,
-        carried: bool = False,
+        carried: bool = True,
         strengths: bool = False,
         now: Callable[[], float] = time.time,
     ):
@@ -224,13 +224,14 @@ class Memory:
     ) -> _List[MemoryRecord] | None:
         """None if somebody else wrote to the conversation while its state was computed."""
         state = None
+        missing: dict[int, np.ndarray] = {}
         carried: _List[np.ndarray | None] = [None] * len(messages)
         before: tuple[int, int] | None = None
         if self._carried and self._model is not None:
             with self.store.read() as transaction:
                 before = self._conversation_row(transaction, scope)[:2]
                 known = self._known_sources(transaction, scope)
-                state = self._conversation_state(transaction, scope)
+                state = self._conversation_state(transaction, scope, missing)
             fresh = [
                 i for i, message in enumerate(messages) if message.source_id is None or message.source_id not in known
             ]
@@ -240,6 +241,7 @@ class Memory:
             turns, epoch, last_time = self._conversation_row(transaction, scope)
             if before is not None and before != (turns, epoch):
                 return None
+            self._fill_in(transaction, scope, missing)
             known = self._known_sources(transaction, scope)
             rows = []
             number = None
@@ -280,8 +282,8 @@ class Memory:
                     "DO UPDATE SET turns = excluded.turns, last_time = excluded.last_time",
                     scope.user_id, scope.agent_id, scope.run_id, turns, last_time,
                 )  # fmt: skip
-                if state is not None:
-                    self._store_state(transaction, scope, state)
+            if state is not None:
+                self._store_state(transaction, scope, state)
             records = [self._record(transaction, row) for row in rows]
         if state is not None:
             with self._lock:
@@ -325,7 +327,8 @@ class Memory:
             at = max(self._now(), old[9]) if time_of is None else time_of
             row = self._supersede(transaction, old, computed, text, at, fields)
             if record.kind == "turn":
-                self._drop_state(transaction, Scope(old[5], old[6], old[7]))
+                self._drop_state(transaction, Scope(old[5], old[6], old[7]), old[12])
+                self._count_deletion(transaction, old[5])
             return self._record(transaction, row)
 
     def delete(self, id: str, *, user_id: str | None = None) -> None:
@@ -384,7 +387,7 @@ class Memory:
         where = f"({where}) OR document_id IN (SELECT id FROM memories WHERE ({where}) AND kind = 'document')"
         values = (*values, *values)
         rows = transaction.rows(
-            f"SELECT row_id, id, kind, user_id, agent_id, run_id FROM memories WHERE {where}", *values
+            f"SELECT row_id, id, kind, user_id, agent_id, run_id, position FROM memories WHERE {where}", *values
         )
         for row_id, *_ in rows:
             transaction.run("DELETE FROM vectors WHERE row_id = ?", row_id)
@@ -393,8 +396,13 @@ class Memory:
             transaction.run("DELETE FROM events WHERE id = ?", id)
             transaction.run("DELETE FROM strengths WHERE id = ?", id)
             transaction.run("DELETE FROM documents WHERE id = ?", id)
-        for scope in {Scope(*row[3:6]) for row in rows if row[2] == "turn"}:
-            self._drop_state(transaction, scope)
+        positions: dict[Scope, int] = {}
+        for row in rows:
+            if row[2] == "turn":
+                scope = Scope(*row[3:6])
+                positions[scope] = min(positions.get(scope, row[6]), row[6])
+        for scope, position in positions.items():
+            self._drop_state(transaction, scope, position)
             if not transaction.rows(
                 "SELECT 1 FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ? AND kind = 'turn' LIMIT 1",
                 scope.user_id, scope.agent_id, scope.run_id,
@@ -583,7 +591,7 @@ class Memory:
             if not turns:
                 raise UnknownMemory(f"There is no conversation {scope.run_id!r} in this scope.")
             state = self._conversation_state(transaction, scope)
-        with self.store.write() as transaction:
+        with contextlib.suppress(MemoryUnavailable), self.store.write() as transaction:
             if self._conversation_row(transaction, scope)[:2] == (turns, epoch):
                 self._store_state(transaction, scope, state)
         with self._lock:
@@ -833,8 +841,13 @@ class Memory:
         )  # fmt: skip
         return {source: (int(row_id), text) for source, row_id, text in rows}
 
-    def _conversation_state(self, transaction: Transaction, scope: Scope) -> "ConversationState":
-        """The state after all turns that the transaction sees, a copy: from this process, the store, or the texts."""
+    def _conversation_state(
+        self, transaction: Transaction, scope: Scope, missing: dict[int, np.ndarray] | None = None
+    ) -> "ConversationState":
+        """The state after all turns that the transaction sees, a copy: from this process, the store, or the texts.
+
+        missing: takes the carried vectors, by row, of turns that are read again here and have none.
+        """
         from .reading import ConversationState
 
         _, epoch, _ = self._conversation_row(transaction, scope)
@@ -859,15 +872,42 @@ class Memory:
         ):
             state = self.reader.new_conversation()
         turns = transaction.rows(
-            "SELECT text, position FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ? AND kind = 'turn' "
+            "SELECT text, row_id FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ? AND kind = 'turn' "
             "AND superseded IS NULL ORDER BY position",
             scope.user_id, scope.agent_id, scope.run_id,
         ) if self._turns(transaction, scope) != state.turns else []  # fmt: skip
         if len(turns) < state.turns:
             state = state if not turns else self.reader.new_conversation()
-        for text, _ in turns[state.turns :]:
-            self.reader.add_turn(state, text)
+        for text, row in turns[state.turns :]:
+            vector = self.reader.add_turn(state, text)
+            if missing is not None:
+                missing[row] = vector
         return state
+
+    def _fill_in(self, transaction: Transaction, scope: Scope, vectors: dict[int, np.ndarray]) -> None:
+        """Carried vectors of turns that have none, because something before them was forgotten or changed."""
+        filled = 0
+        for row, vector in vectors.items():
+            rows = transaction.rows(
+                "SELECT alone, passages, spans, words FROM vectors WHERE row_id = ? AND carried IS NULL", row
+            )
+            if rows:
+                data = vector.astype("<f4").tobytes()
+                alone, passages, spans, words = rows[0]
+                transaction.run(
+                    "UPDATE vectors SET carried = ?, digest = ? WHERE row_id = ?",
+                    data, digest_of(alone, passages, spans, data, words), row,
+                )  # fmt: skip
+                filled += 1
+        if filled:
+            self._count_deletion(transaction, scope.user_id)
+
+    def refill(self, scope: Scope) -> None:
+        """Read a conversation to its end and give its turns the carried vectors that they lack."""
+        if self._carried and self.has_model:
+            for _ in range(_TRIES):
+                if self._try_messages([], [], scope) is not None:
+                    return
 
     @staticmethod
     def _turns(transaction: Transaction, scope: Scope) -> int:
@@ -896,12 +936,24 @@ class Memory:
         )  # fmt: skip
 
     @staticmethod
-    def _drop_state(transaction: Transaction, scope: Scope) -> None:
+    def _drop_state(transaction: Transaction, scope: Scope, position: int = 0) -> None:
+        """Everything that has read the turn at a position: the state, and the carried vectors from there on."""
         transaction.run(
             "UPDATE conversations SET state = NULL, tail = NULL, digest = NULL, read_turns = 0, epoch = epoch + 1 "
             "WHERE user_id = ? AND agent_id = ? AND run_id = ?",
             scope.user_id, scope.agent_id, scope.run_id,
         )  # fmt: skip
+        rows = transaction.rows(
+            "SELECT v.row_id, v.alone, v.passages, v.spans, v.words FROM vectors v JOIN memories m "
+            "ON m.row_id = v.row_id WHERE m.user_id = ? AND m.agent_id = ? AND m.run_id = ? AND m.position >= ? "
+            "AND m.kind = 'turn' AND v.carried IS NOT NULL",
+            scope.user_id, scope.agent_id, scope.run_id, position,
+        )  # fmt: skip
+        for row, alone, passages, spans, words in rows:
+            transaction.run(
+                "UPDATE vectors SET carried = NULL, digest = ? WHERE row_id = ?",
+                digest_of(alone, passages, spans, None, words), row,
+            )  # fmt: skip
 
     # Strengths -------------------------------------------------------------------------------------------------------
 

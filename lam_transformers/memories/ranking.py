@@ -1,7 +1,7 @@
 """How the results of a search are ordered: cosines and BM25 fused, and bounded boosts on top.
 
-The numbers of the defaults were found on BEAM 100K and on the short conversations of `examples/data`; docs/MEMORY.md has
-the measurements.
+The numbers of the defaults were found on BEAM 100K and on the short conversations of `examples/data`; docs/MEMORY.md
+has the measurements.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ class Ranking:
     """What counts for a score, and how much.
 
     Attributes:
-        words: weight of BM25, 0 to 1; the vectors have the rest. None: it follows the texts and how far the two
-            rankings agree (`weight_of_words`).
+        words: weight of BM25, 0 to 1; the vectors have the rest.
         passages: let the best passage of a long text speak for it.
         carried: share of the carried vectors in the cosine, where they were stored.
         personal: what a memory of the user gains over a shared one at most; half of it for one of the assistant.
@@ -24,18 +23,18 @@ class Ranking:
         strengths: what a memory of full strength gains at most, where strengths are kept.
     """
 
-    words: float | None = None
+    words: float = 0.4
     passages: bool = True
-    carried: float = 0.0
+    carried: float = 0.5
     personal: float = 0.05
-    said: float = 0.0
+    said: float = 0.1
     duplicates: float | None = 0.95
     strengths: float = 0.0
 
     def __post_init__(self):
         for name, most in (("words", 1), ("carried", 1), ("personal", 0.5), ("said", 0.5), ("strengths", 0.5)):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= most:
+            if not 0 <= value <= most:
                 raise ValueError(f"Ranking's {name} must be from 0 to {most}, got {value!r}.")
         if self.duplicates is not None and not 0.5 <= self.duplicates <= 1:
             raise ValueError(f"Ranking's duplicates must be a cosine from 0.5 to 1 or None, got {self.duplicates!r}.")
@@ -74,7 +73,7 @@ def scores(signals: Signals, ranking: Ranking) -> tuple[np.ndarray, dict[str, np
         if ranking.carried and signals.carried is not None:
             cosines = (1 - ranking.carried) * cosines + ranking.carried * signals.carried
         vectors = scaled(cosines)
-        weight = weight_of_words(signals, vectors, words) if ranking.words is None else ranking.words
+        weight = ranking.words
     parts = {
         "vectors": (1 - weight) * vectors,
         "words": weight * words,
@@ -91,8 +90,3 @@ def scaled(values: np.ndarray, lowest: float | None = None) -> np.ndarray:
     low = float(values.min()) if lowest is None else lowest
     span = float(values.max()) - low
     return ((values - low) / span if span > 0 else np.zeros(len(values))).astype(np.float32)
-
-
-def weight_of_words(signals: Signals, vectors: np.ndarray, words: np.ndarray) -> float:
-    """The weight of BM25 for this query, 0 to 1."""
-    return 0.4

@@ -161,7 +161,7 @@ class SQLiteStore:
                 ) from error
             if primary in (_CANNOT_OPEN, _IO):
                 raise MemoryUnavailable(f"{text}. Nothing was changed.") from error
-            if primary in (_CORRUPT, _NOT_A_DATABASE) or "malformed" in str(error):
+            if primary in (_CORRUPT, _NOT_A_DATABASE) or "malformed" in str(error) or "decode" in str(error):
                 raise MemoryFileDamaged(
                     f"{text}. verify() names what is damaged, export() saves the memories that are intact."
                 ) from error

@@ -1,8 +1,9 @@
 """Fast and slow strength: what was written or recalled lately, and what was new and is recalled again and again.
 
 The fast strength is set to 1 when a memory is written or recalled and loses 70 % a session; the slow one starts at the
-memory's novelty (1 less its highest cosine with what the user had), loses 0.1 % a session and grows by a tenth of what it
-lacks with each recall. A session ends when nothing was written or recalled for half an hour. Every change is in the log.
+memory's novelty (1 less its highest cosine with what the user had), loses 0.1 % a session and grows by a tenth of what
+it lacks with each recall. A session ends when nothing was written or recalled for half an hour. Every change is in the
+log.
 """
 
 from typing import TYPE_CHECKING

@@ -114,6 +114,7 @@ def import_(memory: "Memory", path: Path) -> int:
     """See `Memory.import_`."""
     count = 0
     batch: list[dict[str, Any]] = []
+    conversations: set[Scope] = set()
     with path.open(encoding="utf-8") as file:
         try:
             header = json.loads(file.readline())
@@ -132,10 +133,15 @@ def import_(memory: "Memory", path: Path) -> int:
                 batch = []
                 continue
             batch.append(record)
+            if record["kind"] == "turn":
+                conversations.add(_scope(record))
             if len(batch) == _BATCH:
                 count += _import_batch(memory, batch)
                 batch = []
-        return count + _import_batch(memory, batch)
+    count += _import_batch(memory, batch)
+    for scope in conversations:
+        memory.refill(scope)
+    return count
 
 
 def _checked(path: Path, number: int, line: str) -> dict[str, Any]:

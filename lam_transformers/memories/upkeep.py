@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import MemoryFileDamaged, MemoryFileRefused
+from .records import Scope
 from .store import SCHEMA_VERSION, Transaction
 from .transfer import intact_rows
 from .words import count_words
@@ -33,7 +34,8 @@ def verify(memory: "Memory") -> list[str]:
             problems += _verify_documents(transaction)
         if "rebuilding" in settings:
             problems.append("rebuild() was interrupted; call it again to finish it")
-    except (MemoryFileDamaged, ValueError, UnicodeDecodeError) as error:
+    except Exception as error:  # damaged values make their readers stumble in many ways
+        logger.debug("verify", exc_info=True)
         problems.append(f"the check could not go on: {error}")
     return problems
 
@@ -144,8 +146,7 @@ def rebuild(memory: "Memory", model: Any) -> int:
         if progress is None or progress["model"] != fingerprint:
             progress = {"model": fingerprint, "row": 0, "document": ["", 0]}
             _keep(transaction, progress)
-            for table in ("conversations",):
-                transaction.run(f"UPDATE {table} SET state = NULL, tail = NULL, digest = NULL, epoch = epoch + 1")
+            transaction.run("UPDATE conversations SET state = NULL, tail = NULL, digest = NULL, epoch = epoch + 1")
     while _rebuild_rows(memory, progress):
         pass
     while _rebuild_document(memory, progress):
@@ -166,7 +167,10 @@ def rebuild(memory: "Memory", model: Any) -> int:
             memory._count_deletion(transaction, user)
         memory._log(transaction, "rebuilt", None, "", {"model": fingerprint})
         count = transaction.rows("SELECT count(*) FROM memories")[0][0]
+        scopes = transaction.rows("SELECT user_id, agent_id, run_id FROM conversations")
     memory.use_model(memory._model)
+    for scope in scopes:
+        memory.refill(Scope(*scope))
     return int(count)
 
 

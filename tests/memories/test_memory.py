@@ -104,7 +104,12 @@ def test_scopes(memory):
     assert {r.id for r in memory.search("dog")} == {shared.id}
     assert {r.id for r in memory.search("dog", agent_id="helper")} == {shared.id, agents.id}
     assert for_one_agent.id not in {r.id for r in memory.search("dog", user_id="ada", agent_id="another")}
-    for call in (memory.get, memory.delete, memory.history, lambda id, user_id: memory.update(id, "x", user_id=user_id)):
+    for call in (
+        memory.get,
+        memory.delete,
+        memory.history,
+        lambda id, user_id: memory.update(id, "x", user_id=user_id),
+    ):
         with pytest.raises(UnknownMemory):
             call(other.id, user_id="ada")
     assert memory.get(shared.id, user_id="ada") == shared
