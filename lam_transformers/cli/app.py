@@ -15,11 +15,13 @@ from ..io.loading import base_path
 from ..io.terminal import one_line, printable
 from .encode import encode
 from .evaluate import compare, evaluate, report
+from .memory import memory
 from .train import train
 
 app = typer.Typer(help="LAM: linear-time sentence and document embeddings.", no_args_is_help=True, add_completion=False)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(memory, name="memory")
 for command in (encode, report, compare):
     app.command()(command)
 # Names of files and words from files are shown as they are: nothing in them is markup, a link or an emoji.

@@ -306,7 +306,7 @@ class Memory:
             text: what holds now.
             timestamp: since when; now without one.
             metadata: in place of what it had.
-            user_id: if given, the memory has to be this user's.
+            user_id: if given, the memory has to be this user's, or shared for "".
 
         Raises:
             UnknownMemory: if there is no such memory (of this user).
@@ -314,7 +314,7 @@ class Memory:
         """
         check_text("The text", text)
         time_of = None if timestamp is None else check_time("timestamp", timestamp)
-        owner = None if user_id is None else check_name("user_id", user_id)
+        owner = check_owner(user_id)
         computed = self._compute([text])[0]
         with self.store.write() as transaction:
             old = self._current(transaction, id, owner)
@@ -339,7 +339,7 @@ class Memory:
 
         Raises UnknownMemory if there is no such memory (of this user, if one is given).
         """
-        owner = None if user_id is None else check_name("user_id", user_id)
+        owner = check_owner(user_id)
         with self.store.write() as transaction:
             old = self._any_version(transaction, id, owner)
             if old[3] == "paragraph":
@@ -465,7 +465,7 @@ class Memory:
     def document(self, id: str, *, user_id: str | None = None) -> str:
         """The whole text of a document. Raises UnknownMemory if there is none (of this user)."""
         with self.store.read() as transaction:
-            old = self._any_version(transaction, id, user_id, shared=True)
+            old = self._any_version(transaction, id, check_owner(user_id), shared=True)
             rows = transaction.rows("SELECT text FROM documents WHERE id = ? ORDER BY version DESC LIMIT 1", old[1])
         if not rows:
             raise UnknownMemory(f"{id!r} is no document.")
@@ -517,7 +517,7 @@ class Memory:
 
     def get(self, id: str, *, user_id: str | None = None) -> MemoryRecord:
         """A memory in the version that holds. Raises UnknownMemory if there is none (of this user, or shared)."""
-        owner = None if user_id is None else check_name("user_id", user_id)
+        owner = check_owner(user_id)
         with self.store.read() as transaction:
             return record_of(self._current(transaction, id, owner, shared=True)[1:])
 
@@ -555,7 +555,7 @@ class Memory:
 
     def history(self, id: str, *, user_id: str | None = None) -> _List[MemoryRecord]:
         """All versions of a memory, the oldest first. Raises UnknownMemory as `get` does."""
-        owner = None if user_id is None else check_name("user_id", user_id)
+        owner = check_owner(user_id)
         with self.store.read() as transaction:
             self._any_version(transaction, id, owner, shared=True)
             rows = transaction.rows(f"SELECT {RECORD} FROM memories WHERE id = ? ORDER BY version", id)
@@ -1005,6 +1005,11 @@ def digest_of(*values: str | bytes | None) -> str:
         digest.update(f"{'-' if value is None else len(data)} ".encode())
         digest.update(data)
     return digest.hexdigest()
+
+
+def check_owner(user_id: str | None) -> str | None:
+    """Whose a memory has to be: None for anybody's, "" for shared ones only. Raises ValueError for what is no name."""
+    return user_id if user_id is None or user_id == "" else check_name("user_id", user_id)
 
 
 def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:

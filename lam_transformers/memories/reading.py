@@ -116,6 +116,7 @@ class Reader:
         self._given = model
         self._device = device
         self._loaded: tuple[LAMEncoder, Parts] | None = None
+        self._fingerprint: str | None = None
         self._lock = threading.RLock()
         self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -139,8 +140,10 @@ class Reader:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights and how they are pooled."""
-        return f"{self.parts.lam.fingerprint()}-{self.parts.pooling}"
+        """Identifies the weights, which must not change from here on, and how they are pooled."""
+        if self._fingerprint is None:
+            self._fingerprint = f"{self.parts.lam.fingerprint()}-{self.parts.pooling}"
+        return self._fingerprint
 
     @property
     def chunk(self) -> int:
