@@ -2,9 +2,9 @@
 
     python benchmarks/memory_speed.py --text utterances.jsonl.gz [--turns 2000] [--size 30000] [--place memory.db]
 
-Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The first
-`--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with real texts
-and words but random vectors, on which the time of a search does not depend.
+Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
+first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with real
+texts and words but random vectors, on which the time of a search does not depend.
 """
 
 import argparse
@@ -24,11 +24,17 @@ from lam_transformers.memories.records import Scope
 from lam_transformers.memories.words import count_words
 
 QUESTIONS = [
-    "Which restaurant did she want to book a table at?", "When is my appointment with the dentist?", "What time does the bus leave?",
-    "Did I like the hotel in San Francisco?", "Who recommended that film to me?", "How much was the flight to New York?",
-    "what did we say about the weather on the 3rd of March", "the address of the hair salon", "Which song should be played on the TV?",
+    "Which restaurant did she want to book a table at?",
+    "When is my appointment with the dentist?",
+    "What time does the bus leave?",
+    "Did I like the hotel in San Francisco?",
+    "Who recommended that film to me?",
+    "How much was the flight to New York?",
+    "what did we say about the weather on the 3rd of March",
+    "the address of the hair salon",
+    "Which song should be played on the TV?",
     "Is there a house with a garden for visitors?",
-]  # fmt: skip
+]
 
 
 def main() -> None:
