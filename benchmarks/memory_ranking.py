@@ -156,7 +156,9 @@ def ways() -> dict[str, Way]:
     chosen["all-MiniLM-L6-v2 isolated + BM25 at 0.4"] = minilm(False, 0.4)
     chosen["all-MiniLM-L6-v2 passages"] = minilm(True, 0.0)
     chosen["all-MiniLM-L6-v2 passages + BM25 at 0.4"] = minilm(True, 0.4)
-    chosen["default without passages"] = default(passages=False)
+    chosen["default with passages"] = default(passages=True)
+    chosen["default without carried"] = default(carried=0.0)
+    chosen["default without words"] = default(words=0.0)
     chosen["default without the speaker"] = default(said=0.0)
     return chosen
 

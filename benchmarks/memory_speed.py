@@ -3,8 +3,8 @@
     python benchmarks/memory_speed.py --text utterances.jsonl.gz [--turns 2000] [--size 30000] [--place memory.db]
 
 Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
-first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with real
-texts and words but random vectors, on which the time of a search does not depend.
+first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with
+real texts and words but random vectors, on which the time of a search does not depend.
 """
 
 import argparse

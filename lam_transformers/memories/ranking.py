@@ -15,7 +15,7 @@ class Ranking:
 
     Attributes:
         words: weight of BM25, 0 to 1; the vectors have the rest.
-        passages: let the best passage of a long text speak for it.
+        passages: let the best passage of a long text speak for it, where that is nearer than the whole.
         carried: share of the carried vectors in the cosine, where they were stored.
         personal: what a memory of the user gains over a shared one at most; half of it for one of the assistant.
         said: what a user's own turn gains over an assistant's.
@@ -24,7 +24,7 @@ class Ranking:
     """
 
     words: float = 0.4
-    passages: bool = True
+    passages: bool = False
     carried: float = 0.5
     personal: float = 0.05
     said: float = 0.1

@@ -1,5 +1,7 @@
 """Memories in fresh files, with the tiny model, without one, and with a clock that the test sets."""
 
+import socket
+
 import pytest
 
 from lam_transformers.encoding import LAMEncoder
@@ -49,3 +51,16 @@ def memory(place, tiny_encoder, clock):
     """A memory with the tiny model."""
     with Memory(place, model=tiny_encoder, now=clock) as memory:
         yield memory
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing but this machine can be reached."""
+    connect = socket.socket.connect
+
+    def checked(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"A memory tried to reach {address}.")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", checked)

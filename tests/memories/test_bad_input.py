@@ -88,7 +88,8 @@ def test_unknown_ids(words_only, id):
 
 
 @pytest.mark.parametrize(
-    "query", ['"dog', "dog AND (", "dog*", "NEAR(dog, 3)", "text:dog", "-dog", "dog; --", "^dog", "\u202edog", "dog " * 5000]
+    "query",
+    ['"dog', "dog AND (", "dog*", "NEAR(dog, 3)", "text:dog", "-dog", "dog; --", "^dog", "\u202edog", "dog " * 5000],
 )  # fmt: skip
 def test_queries_have_no_syntax(words_only, query):
     words_only.add("The dog.", user_id="ada")
@@ -99,7 +100,8 @@ def test_queries_have_no_syntax(words_only, query):
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k"), ({"top_k": True}, "top_k"), ({"top_k": 10**6}, "top_k"),
-        ({"kinds": ["dream"]}, "kinds"), ({"kinds": []}, "kinds"), ({"after": "yesterday"}, "after"), ({"as_of": "2026-01-01"}, "as_of .* no zone"),
+        ({"kinds": ["dream"]}, "kinds"), ({"kinds": []}, "kinds"),
+        ({"after": "yesterday"}, "after"), ({"as_of": "2026-01-01"}, "as_of .* no zone"),
     ],
 )  # fmt: skip
 def test_options_of_a_search(words_only, options, message):

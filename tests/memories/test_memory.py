@@ -262,3 +262,14 @@ def test_stats(memory):
     stats = memory.stats()
     assert (stats["memories"], stats["paragraphs"], stats["documents"], stats["users"]) == (3, 2, 1, 1)
     assert stats["bytes"] > 0
+
+
+def test_the_example_assistant(memory):
+    from memory_assistant import answer
+
+    assert "nothing yet" in answer(memory, "ada", "Where do I live?")
+    assert "remember" in answer(memory, "ada", "I live in the red house.")
+    said = answer(memory, "ada", "Where do I live?")
+    assert "I live in the red house." in said
+    assert answer(memory, "ada", "forget " + said.rsplit("[", 1)[1].rstrip("]")) == "Forgotten."
+    assert memory.list(user_id="ada") == []
