@@ -166,7 +166,7 @@ class Partitions:
 
     def __init__(self, store: Store, dimension: int, most: int = 2 << 30):
         self._store = store
-        self._dimension = dimension
+        self.dimension = dimension
         self._most = most
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Partition] = OrderedDict()
@@ -175,7 +175,7 @@ class Partitions:
         with self._lock:
             partition = self._kept.get(user_id)
             if partition is None:
-                partition = self._kept[user_id] = Partition(user_id, self._dimension)
+                partition = self._kept[user_id] = Partition(user_id, self.dimension)
             self._kept.move_to_end(user_id)
             size = sum(part.vectors.nbytes for part in self._kept.values())
             for name in list(self._kept):
