@@ -1,0 +1,103 @@
+"""How fast a memory is written, opened and searched.
+
+    python benchmarks/memory_speed.py --text utterances.jsonl.gz [--turns 2000] [--size 30000] [--place memory.db]
+
+Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
+first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with
+real texts and words but random vectors, on which the time of a search does not depend.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lam_transformers.io.files import read_records
+from lam_transformers.memories import Memory
+from lam_transformers.memories.memory import _Computed
+from lam_transformers.memories.records import Scope
+from lam_transformers.memories.words import count_words
+
+QUESTIONS = [
+    "Which restaurant did she want to book a table at?",
+    "When is my appointment with the dentist?",
+    "What time does the bus leave?",
+    "Did I like the hotel in San Francisco?",
+    "Who recommended that film to me?",
+    "How much was the flight to New York?",
+    "what did we say about the weather on the 3rd of March",
+    "the address of the hair salon",
+    "Which song should be played on the TV?",
+    "Is there a house with a garden for visitors?",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--turns", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=30_000)
+    parser.add_argument("--place", default="")
+    parser.add_argument("--model", default="LAM-base-v1")
+    parser.add_argument("--alone", action="store_true", help="without carried vectors")
+    options = parser.parse_args()
+    words = (record["text"] for record in read_records(options.text))
+    texts = [" ".join(part) for part in zip(*[words] * 3, strict=False)][: options.size]
+    place = options.place or os.path.join(tempfile.mkdtemp(), "memory.db")
+    memory = Memory(place, model=options.model, carried=not options.alone)
+    tokenizer = memory.reader.parts.tokenizer
+    memory.add("warm", user_id="other")
+    tokens = sum(len(tokenizer.piece(text)) for text in texts[: options.turns])
+    start = time.perf_counter()
+    for first in range(0, options.turns, 10):
+        part = [{"role": "user", "content": text} for text in texts[first : first + 10]]
+        memory.add(part, user_id="ada", run_id=str(first // 200))
+    spent = time.perf_counter() - start
+    result = {
+        "turns": options.turns,
+        "tokens": tokens,
+        "tokens/s": round(tokens / spent),
+        "processor": time.process_time(),
+    }
+    fill(memory, texts[options.turns :])
+    memory.close()
+    start = time.perf_counter()
+    memory = Memory(place, model=memory.reader, carried=not options.alone)
+    result["opening, s"] = time.perf_counter() - start
+    memory.search("first", user_id="ada")
+    result["opening and first search, s"] = time.perf_counter() - start
+    times = []
+    for number, question in enumerate(itertools.islice(itertools.cycle(QUESTIONS), 100)):
+        start = time.perf_counter()
+        memory.search(f"{question} {number}", user_id="ada")
+        times.append(time.perf_counter() - start)
+    result |= {"size": len(texts), "p50, ms": 1000 * np.median(times), "p95, ms": 1000 * np.percentile(times, 95)}
+    result["bytes"] = memory.stats()["bytes"]
+    print(json.dumps(result, indent=2))
+
+
+def fill(memory: Memory, texts: list[str]) -> None:
+    """Texts with their words and random vectors."""
+    generator = np.random.default_rng(0)
+    dimension = memory.reader.dimension
+    for first in range(0, len(texts), 1000):
+        with memory.store.write() as transaction:
+            number = memory._log(transaction, "added", None, "ada", {})
+            for place, text in enumerate(texts[first : first + 1000], first):
+                vectors = generator.normal(size=(2, dimension)).astype("<f4")
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                computed = _Computed(vectors[0].tobytes(), b"", b"", count_words(text).tobytes())
+                memory._insert(
+                    transaction, number, computed, id=f"{place:032x}", version=1, kind="turn",
+                    scope=Scope("ada", "", f"filled {place // 200}"), text=text, at=time.time(), position=place % 200,
+                    carried=vectors[1],
+                )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
