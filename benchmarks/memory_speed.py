@@ -19,9 +19,10 @@ import numpy as np
 
 from lam_transformers.io.files import read_records
 from lam_transformers.memories import Memory
-from lam_transformers.memories.memory import _Computed
 from lam_transformers.memories.records import Scope
+from lam_transformers.memories.rows import Computed, Version
 from lam_transformers.memories.words import count_words
+from lam_transformers.memories.writing import insert, log
 
 QUESTIONS = [
     "Which restaurant did she want to book a table at?",
@@ -87,16 +88,20 @@ def fill(memory: Memory, texts: list[str]) -> None:
     dimension = memory.reader.dimension
     for first in range(0, len(texts), 1000):
         with memory.store.write() as transaction:
-            number = memory._log(transaction, "added", None, "ada", {})
+            event = log(memory.engine, transaction, "added", None, "ada", {})
             for place, text in enumerate(texts[first : first + 1000], first):
                 vectors = generator.normal(size=(2, dimension)).astype("<f4")
                 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-                computed = _Computed(vectors[0].tobytes(), b"", b"", count_words(text).tobytes())
-                memory._insert(
-                    transaction, number, computed, id=f"{place:032x}", version=1, kind="turn",
-                    scope=Scope("ada", "", f"filled {place // 200}"), text=text, at=time.time(), position=place % 200,
-                    carried=vectors[1],
-                )  # fmt: skip
+                computed = Computed.of_vector(vectors[0], count_words(text).tobytes())
+                version = Version(
+                    id=f"{place:032x}",
+                    kind="turn",
+                    scope=Scope("ada", "", f"filled {place // 200}"),
+                    text=text,
+                    at=time.time(),
+                    position=place % 200,
+                )
+                insert(memory.engine, transaction, event, version, computed, vectors[1])
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 `Memory` is what a user holds; docs/MEMORY.md is the guide. From top to bottom:
 
-- `memory`, with `searching`, `documents`, `transfer`, `upkeep` and `strengths`: what can be done.
-- `ranking` and `words`: how results are ordered. `index`: one user's vectors and words, held in memory.
+- `memory`: the facade, which names what can be done and leaves it to the modules below.
+- `transfer` (export and import) and `upkeep` (verify, rebuild, stats). `intact`: reading a damaged database.
+- `adding`, `documents` (and `files`), `forgetting`: what changes a memory. `searching`, `lookup`: what asks it.
+- `conversations`: texts that grow, with the model's state. `strengths`: of memories that are recalled.
+- `writing`: rows that are written, and the log.
+- `engine`: what all of them share: the store, the model, the clock, and what this process keeps in memory.
 - `reading`: how the model reads a text, a conversation that grows, a document. `paragraphs`: where those begin and end.
-- `store`: the contract of a store and its tables; `sqlite` and `postgres` keep it.
+- `index`: one user's vectors and words, held in memory. `ranking` and `words`: how results are ordered.
+- `sqlite` and `postgres` keep the contract of `store`, which also has the tables. `rows`: what is written in them.
 - `records` and `errors`: what is taken, given and raised.
 
 What was said is stored as it was said; all else (vectors, words, states) is made from it and can be made again

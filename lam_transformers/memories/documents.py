@@ -1,220 +1,247 @@
-"""Documents: read from files, recognised, read in one pass that may be interrupted, and kept in versions."""
+"""Documents: recognised, read in one pass that may be interrupted, and kept in versions."""
 
-import datetime
 import os
 import uuid
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .engine import Engine
+from .files import load_text
+from .paragraphs import paragraphs
 from .records import (
     LONGEST_DOCUMENT,
     LONGEST_ID,
     MemoryRecord,
     Scope,
+    Time,
     check_metadata,
     check_storable,
     check_text,
     check_time,
 )
+from .rows import Computed, Version, digest_of
 from .store import Transaction
 from .words import count_words
-
-if TYPE_CHECKING:
-    from .memory import Memory
+from .writing import count_deletion, erase_row, insert, log, record_at, replace_vectors
 
 
-def load_text(source: str | os.PathLike) -> tuple[str, str | None]:
-    """The text of a document and its name: a string is the text itself, a path names a file (.pdf through pypdf).
+@dataclass(frozen=True)
+class Document:
+    """A version of a document that is to be read.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is no text.
+    Attributes:
+        id, version: of the document.
+        scope: whose it is.
+        title, text: what it holds.
+        at: since when it holds, seconds since 1970.
+        metadata: JSON.
     """
-    if isinstance(source, str):
-        return source, None
-    path = Path(source)
-    if path.suffix.lower() == ".pdf":
-        return _pdf_text(path), path.name
-    from ..model.checks_lam import check_regular
 
-    check_regular(path)
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig"), path.name
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); convert it first.") from error
+    id: str
+    version: int
+    scope: Scope
+    title: str
+    text: str
+    at: float
+    metadata: str
 
 
-def _pdf_text(path: Path) -> str:
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
-    except ImportError as error:
-        raise ImportError('A PDF needs pypdf: pip install "lam-transformers[memory]".') from error
-    try:
-        text = "\n\n".join(page.extract_text() or "" for page in PdfReader(path).pages)
-    except (PyPdfError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a PDF ({error}).") from error
-    text = text.replace("\0", " ").encode("utf-8", "replace").decode()
-    if not text.strip():
-        raise ValueError(f"{path} holds no text, only pictures perhaps; run it through text recognition first.")
-    return text
+@dataclass(frozen=True)
+class _Part:
+    """A paragraph that was read: characters [start, end), and its vector [D], None without a model."""
+
+    start: int
+    end: int
+    vector: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one transaction writes: see `reading.DocumentStep`."""
+
+    parts: list[_Part]
+    tokens: int
+    resume: bytes | None
+    vector: np.ndarray | None
 
 
 def add_document(
-    memory: "Memory",
-    source: str | os.PathLike,
+    engine: Engine,
+    source: str | os.PathLike[str],
     title: str | None,
     scope: Scope,
-    timestamp: str | float | datetime.datetime | None,
-    metadata: dict | None,
+    timestamp: Time | None,
+    metadata: dict[str, Any] | None,
 ) -> MemoryRecord:
     """See `Memory.add_document`."""
-    from .memory import digest_of
-
     text, name = load_text(source)
     check_text("The document", text, LONGEST_DOCUMENT)
     if title is None:
         title = name or text.strip().split("\n")[0].strip("# ")[:200] or "Untitled"
     title = check_storable("title", check_text("title", title, LONGEST_ID))
-    at = memory._now() if timestamp is None else check_time("timestamp", timestamp)
+    at = engine.now() if timestamp is None else check_time("timestamp", timestamp)
     fields = check_metadata("metadata", metadata)
-    memory._check_fits()
-    digest = digest_of(text)
+    engine.check_fits()
     while True:
-        known = _begin(memory, text, title, digest, scope, at, fields)
-        if isinstance(known, MemoryRecord):
-            return known
-        if (record := _read(memory, text, scope, *known)) is not None:
+        with engine.store.write() as transaction:
+            known, document = _known(transaction, text, title, scope, at, fields)
+            if known is not None:
+                return known
+            tokens, state = begin(engine, transaction, document)
+        record = read(engine, document, tokens, state)
+        if record is not None:
             return record
 
 
-def _begin(
-    memory: "Memory", text: str, title: str, digest: str, scope: Scope, at: float, metadata: str
-) -> MemoryRecord | tuple[str, int, int, bytes | None]:
-    """The finished document if it is known; otherwise its id and version, and where to go on reading."""
-    with memory.store.write() as transaction:
-        rows = transaction.rows(
-            "SELECT id, version, digest, complete, read_tokens, state FROM documents WHERE user_id = ? "
-            "AND agent_id = ? AND title = ? ORDER BY version DESC LIMIT 1",
-            scope.user_id, scope.agent_id, title,
-        )  # fmt: skip
-        id = rows[0][0] if rows else uuid.uuid4().hex
-        version = 1
-        if rows:
-            _, last, known_digest, complete, tokens, state = rows[0]
-            if known_digest == digest:
-                if complete:
-                    return _record(memory, transaction, id, last)
-                return id, last, int(tokens), None if state is None else bytes(state)
-            version = last + 1
-            if not complete:  # another text was begun and never finished: it gives way
-                version = last
-                _drop_version(transaction, id, last)
-                memory._count_deletion(transaction, scope.user_id)
-            before = transaction.rows(
-                "SELECT max(time) FROM memories WHERE id = ? AND superseded IS NULL", id
-            )[0][0]  # fmt: skip
-            if before is not None and at < before:
-                raise ValueError("timestamp is earlier than that of the version of this document that it follows.")
-        _begin_version(memory, transaction, id, version, scope, title, digest, text, at, metadata)
-        return id, version, 0, None
+def _known(
+    transaction: Transaction, text: str, title: str, scope: Scope, at: float, metadata: str
+) -> tuple[MemoryRecord | None, Document]:
+    """The record of the document if it was read already, and the version that it has or would have."""
+    rows = transaction.rows(
+        "SELECT id, version, digest, complete FROM documents WHERE user_id = ? AND agent_id = ? AND title = ? "
+        "ORDER BY version DESC LIMIT 1",
+        *(scope.user_id, scope.agent_id, title),
+    )
+    if not rows:
+        return None, Document(uuid.uuid4().hex, 1, scope, title, text, at, metadata)
+    id, last, digest, complete = rows[0]
+    if digest == digest_of(text):
+        document = Document(id, last, scope, title, text, at, metadata)
+        return _record(transaction, document) if complete else None, document
+    if not complete:  # another text was begun and never finished: it gives way
+        _drop_version(transaction, id, last)
+        count_deletion(transaction, scope.user_id)
+    before = transaction.rows("SELECT max(time) FROM memories WHERE id = ? AND superseded IS NULL", id)[0][0]
+    if before is not None and at < before:
+        raise ValueError("timestamp is earlier than that of the version of this document that it follows.")
+    return None, Document(id, last + 1 if complete else last, scope, title, text, at, metadata)
 
 
-def _begin_version(
-    memory: "Memory", transaction: Transaction, id: str, version: int, scope: Scope, title: str, digest: str, text: str,
-    at: float, metadata: str,
-) -> None:  # fmt: skip
-    from .memory import _Computed
+def begin(engine: Engine, transaction: Transaction, document: Document) -> tuple[int, bytes | None]:
+    """Write down that a document is being read, unless that was done before.
 
+    Returns:
+        the number of tokens that were read, and the state to go on from.
+    """
+    rows = transaction.rows(
+        "SELECT read_tokens, state FROM documents WHERE id = ? AND version = ?", document.id, document.version
+    )
+    if rows:
+        tokens, state = rows[0]
+        return int(tokens), None if state is None else bytes(state)
+    scope = document.scope
     transaction.run(
         "INSERT INTO documents (id, version, user_id, agent_id, title, digest, text, complete, read_tokens) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)",
-        id, version, scope.user_id, scope.agent_id, title, digest, text,
-    )  # fmt: skip
-    number = memory._log(transaction, "document begun", id, scope.user_id, {"version": version})
+        *(document.id, document.version, scope.user_id, scope.agent_id, document.title),
+        *(digest_of(document.text), document.text),
+    )
+    event = log(engine, transaction, "document begun", document.id, scope.user_id, {"version": document.version})
     # Until it has been read to its end, it holds for no time at all.
-    memory._insert(
-        transaction, number, _Computed(None, None, None, count_words(title).tobytes()), id=id, version=version,
-        kind="document", scope=scope, text=title, at=at, superseded=at, metadata=metadata,
-    )  # fmt: skip
+    version = Version(
+        id=document.id,
+        kind="document",
+        scope=scope,
+        text=document.title,
+        at=document.at,
+        version=document.version,
+        metadata=document.metadata,
+        superseded=document.at,
+    )
+    insert(engine, transaction, event, version, Computed.of_words(document.title))
+    return 0, None
 
 
-def _read(
-    memory: "Memory", text: str, scope: Scope, id: str, version: int, progress: int, state: bytes | None
-) -> MemoryRecord | None:
-    """Reads a document to its end, a transaction a step. None if another reader of the same document was quicker."""
-    steps = memory.reader.read_document(text, state) if memory.has_model else _without_model(text)
-    for step in steps:
-        texts = [text[paragraph.start : paragraph.end] for paragraph in step.paragraphs]
-        words = [count_words(part).tobytes() for part in texts]
-        with memory.store.write() as transaction:
-            if _progress(transaction, id, version) != progress:
+def read(engine: Engine, document: Document, progress: int, state: bytes | None) -> MemoryRecord | None:
+    """Read a document to its end, a transaction a step.
+
+    Args:
+        engine: the memory.
+        document: one that was begun.
+        progress: number of tokens that were read.
+        state: to go on from; None at the start.
+
+    Returns:
+        its record, or None if another reader of the same document was quicker.
+    """
+    for step in _steps(engine, document.text, state):
+        texts = [document.text[part.start : part.end] for part in step.parts]
+        computed = [
+            Computed.of_vector(part.vector, count_words(text).tobytes())
+            for part, text in zip(step.parts, texts, strict=True)
+        ]
+        with engine.store.write() as transaction:
+            if _progress(transaction, document) != progress:
                 return None
-            position = transaction.rows(
-                "SELECT count(*) FROM memories WHERE document_id = ? AND version = ?", id, version
-            )[0][0]
-            at = transaction.rows("SELECT time FROM memories WHERE id = ? AND version = ?", id, version)[0][0]
-            number = memory._log(
-                transaction, "document read", id, scope.user_id, {"version": version, "tokens": step.tokens}
-            )
-            for paragraph, part, entries in zip(step.paragraphs, texts, words, strict=True):
-                _insert_paragraph(
-                    memory, transaction, number, scope, id, version, position, at, paragraph, part, entries
-                )
-                position += 1
-            transaction.run(
-                "UPDATE documents SET read_tokens = ?, state = ? WHERE id = ? AND version = ?",
-                step.tokens, step.resume, id, version,
-            )  # fmt: skip
+            _write_step(engine, transaction, document, step, texts, computed)
             if step.resume is None:
-                _finish(memory, transaction, scope, id, version, at, step.vector)
-                return _record(memory, transaction, id, version)
+                _finish(engine, transaction, document, step.vector)
+                return _record(transaction, document)
         progress = step.tokens
     raise AssertionError("a document ends with its last step")
 
 
-def _insert_paragraph(memory, transaction, number, scope, id, version, position, at, paragraph, text, words) -> None:
-    from .memory import _Computed
-
-    vector = None if paragraph.vector is None else np.asarray(paragraph.vector, "<f4").tobytes()
-    nothing = None if vector is None else b""
-    memory._insert(
-        transaction, number, _Computed(vector, nothing, nothing, words), id=f"{id}-{position}", version=version,
-        kind="paragraph", scope=scope, text=text, at=at, superseded=at, position=position, document_id=id,
-        span=(paragraph.start, paragraph.end),
-    )  # fmt: skip
+def _steps(engine: Engine, text: str, state: bytes | None) -> Iterator[_Step]:
+    if not engine.has_model:
+        yield _Step([_Part(start, end, None) for start, end in paragraphs(text)], 0, None, None)
+        return
+    for step in engine.reader.read_document(text, state):
+        parts = [_Part(paragraph.start, paragraph.end, paragraph.vector) for paragraph in step.paragraphs]
+        yield _Step(parts, step.tokens, step.resume, step.vector)
 
 
-def _finish(
-    memory: "Memory",
+def _write_step(
+    engine: Engine,
     transaction: Transaction,
-    scope: Scope,
-    id: str,
-    version: int,
-    at: float,
-    vector: np.ndarray | None,
+    document: Document,
+    step: _Step,
+    texts: list[str],
+    computed: list[Computed],
 ) -> None:
-    """The version holds from now on, in place of the one before."""
-    from .memory import _Computed
+    key = (document.id, document.version)
+    first = transaction.rows("SELECT count(*) FROM memories WHERE document_id = ? AND version = ?", *key)[0][0]
+    at = transaction.rows("SELECT time FROM memories WHERE id = ? AND version = ?", *key)[0][0]
+    about = {"version": document.version, "tokens": step.tokens}
+    event = log(engine, transaction, "document read", document.id, document.scope.user_id, about)
+    for position, (part, text, values) in enumerate(zip(step.parts, texts, computed, strict=True), first):
+        version = Version(
+            id=f"{document.id}-{position}",
+            kind="paragraph",
+            scope=document.scope,
+            text=text,
+            at=at,
+            version=document.version,
+            superseded=at,
+            position=position,
+            document_id=document.id,
+            span=(part.start, part.end),
+        )
+        insert(engine, transaction, event, version, values)
+    transaction.run(
+        "UPDATE documents SET read_tokens = ?, state = ? WHERE id = ? AND version = ?", step.tokens, step.resume, *key
+    )
 
-    number = memory._log(transaction, "document", id, scope.user_id, {"version": version})
+
+def _finish(engine: Engine, transaction: Transaction, document: Document, vector: np.ndarray | None) -> None:
+    """The version holds from now on, in place of the one before."""
+    key = (document.id, document.version)
+    event = log(engine, transaction, "document", document.id, document.scope.user_id, {"version": document.version})
+    row, title, at = transaction.rows("SELECT row_id, text, time FROM memories WHERE id = ? AND version = ?", *key)[0]
     transaction.run(
         "UPDATE memories SET superseded = ?, changed = ? WHERE (id = ? OR document_id = ?) AND superseded IS NULL",
-        at, number, id, id,
-    )  # fmt: skip
-    row, title = transaction.rows("SELECT row_id, text FROM memories WHERE id = ? AND version = ?", id, version)[0]
-    transaction.run("DELETE FROM vectors WHERE row_id = ?", row)
-    data = None if vector is None else np.asarray(vector, "<f4").tobytes()
-    nothing = None if data is None else b""
-    memory._write_vectors(transaction, row, _Computed(data, nothing, nothing, count_words(title).tobytes()))
+        *(at, event, document.id, document.id),
+    )
+    replace_vectors(transaction, row, Computed.of_vector(vector, count_words(title).tobytes()))
     transaction.run(
         "UPDATE memories SET superseded = NULL, changed = ? WHERE (id = ? OR document_id = ?) AND version = ?",
-        number, id, id, version,
-    )  # fmt: skip
-    transaction.run("UPDATE documents SET complete = 1, state = NULL WHERE id = ? AND version = ?", id, version)
+        *(event, document.id, *key),
+    )
+    transaction.run("UPDATE documents SET complete = 1, state = NULL WHERE id = ? AND version = ?", *key)
     # Its vector was written after somebody may have seen the row without one.
-    memory._count_deletion(transaction, scope.user_id)
+    count_deletion(transaction, document.scope.user_id)
 
 
 def _drop_version(transaction: Transaction, id: str, version: int) -> None:
@@ -222,38 +249,18 @@ def _drop_version(transaction: Transaction, id: str, version: int) -> None:
         "SELECT row_id FROM memories WHERE (id = ? OR document_id = ?) AND version = ?", id, id, version
     )
     for (row,) in rows:
-        transaction.run("DELETE FROM vectors WHERE row_id = ?", row)
-        transaction.run("DELETE FROM memories WHERE row_id = ?", row)
+        erase_row(transaction, row)
     transaction.run("DELETE FROM documents WHERE id = ? AND version = ?", id, version)
 
 
-def _progress(transaction: Transaction, id: str, version: int) -> int:
-    """Tokens read so far, -1 if the document is gone."""
-    rows = transaction.rows("SELECT read_tokens, complete FROM documents WHERE id = ? AND version = ?", id, version)
+def _progress(transaction: Transaction, document: Document) -> int:
+    """Tokens read so far, -1 if the document is gone or was finished by somebody else."""
+    rows = transaction.rows(
+        "SELECT read_tokens, complete FROM documents WHERE id = ? AND version = ?", document.id, document.version
+    )
     return int(rows[0][0]) if rows and not rows[0][1] else -1
 
 
-def _record(memory: "Memory", transaction: Transaction, id: str, version: int) -> MemoryRecord:
-    row = transaction.rows("SELECT row_id FROM memories WHERE id = ? AND version = ?", id, version)[0][0]
-    return memory._record(transaction, row)
-
-
-class _Span:
-    def __init__(self, start: int, end: int):
-        self.start = start
-        self.end = end
-        self.vector = None
-
-
-class _OneStep:
-    def __init__(self, text: str):
-        from .paragraphs import paragraphs
-
-        self.paragraphs = [_Span(start, end) for start, end in paragraphs(text)]
-        self.tokens = 0
-        self.resume = None
-        self.vector = None
-
-
-def _without_model(text: str):
-    yield _OneStep(text)
+def _record(transaction: Transaction, document: Document) -> MemoryRecord:
+    rows = transaction.rows("SELECT row_id FROM memories WHERE id = ? AND version = ?", document.id, document.version)
+    return record_at(transaction, rows[0][0])

@@ -1,6 +1,5 @@
 """The vectors and words of one user's memories, held in memory to be searched exactly, and kept up to date."""
 
-import json
 import threading
 from collections import OrderedDict
 
@@ -187,7 +186,3 @@ class Partitions:
     def clear(self) -> None:
         with self._lock:
             self._kept.clear()
-
-
-def as_json(data: dict) -> str:
-    return json.dumps(data, ensure_ascii=False, sort_keys=True)

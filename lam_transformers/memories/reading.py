@@ -92,6 +92,11 @@ class ConversationState:
         state = None if self.state is None else self.state.clone()
         return ConversationState(self.turns, list(self.tail), state, self.pool.clone())
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that the state has seen; the tail comes after them."""
+        return 0 if self.state is None else int(self.state.seen[0])
+
     def head_bytes(self) -> bytes:
         """The part that changes with whole chunks: state and pooled sum (safetensors); the tail is not in it."""
         return _state_bytes(self.state, {"all": self.pool}, {"turns": self.turns, "tail": self.tail})
@@ -131,6 +136,7 @@ class Reader:
 
     @property
     def parts(self) -> Pipeline:
+        """The LAM, its tokenizer and how it pools."""
         return self._load()[1]
 
     @property
@@ -164,6 +170,7 @@ class Reader:
             return vector
 
     def forget_queries(self) -> None:
+        """Let go of the questions whose vectors were kept."""
         with self._lock:
             self._queries.clear()
 
@@ -207,7 +214,16 @@ class Reader:
     # Conversations -------------------------------------------------------------------------------------------------
 
     def new_conversation(self) -> ConversationState:
+        """A conversation in which nothing was said yet."""
         return ConversationState(0, list(self.parts.tokenizer.opening), None, RunningPool("mean"))
+
+    def kept_conversation(self, data: bytes) -> ConversationState:
+        """The conversation of `ConversationState.head_bytes`. Raises ValueError for damaged bytes."""
+        return ConversationState.from_bytes(data)
+
+    def continues(self, conversation: ConversationState) -> bool:
+        """Whether the state of a conversation is this model's."""
+        return conversation.state is None or conversation.state.fingerprint == self.parts.lam.fingerprint()
 
     @torch.inference_mode()
     def add_turn(self, conversation: ConversationState, text: str) -> np.ndarray:

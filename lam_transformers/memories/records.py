@@ -3,8 +3,12 @@
 import datetime
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+# What a time may be given as.
+Time = str | float | datetime.datetime
 
 LONGEST_TEXT = 1_000_000  # characters of one memory or turn; a longer text is a document
 LONGEST_DOCUMENT = 200_000_000  # characters
@@ -29,6 +33,11 @@ class Scope:
         """Checked names. Raises ValueError for what is no string, empty, too long or cannot be stored."""
         given = {"user_id": user_id, "agent_id": agent_id, "run_id": run_id}
         return cls(**{name: "" if value is None else check_name(name, value) for name, value in given.items()})
+
+    @property
+    def values(self) -> tuple[str, str, str]:
+        """The three names, as the tables have them."""
+        return self.user_id, self.agent_id, self.run_id
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,20 @@ class Message:
     time: float | None
     metadata: str
     source_id: str | None
+
+
+def check_owner(user_id: str | None) -> str | None:
+    """Whose a memory has to be: None for anybody's, "" for shared ones only. Raises ValueError for what is no name."""
+    return user_id if user_id is None or user_id == "" else check_name("user_id", user_id)
+
+
+def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Raises ValueError for kinds that there are not."""
+    chosen = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    wrong = [kind for kind in chosen if kind not in KINDS]
+    if wrong or not chosen:
+        raise ValueError(f"kinds are {', '.join(KINDS)}, got {', '.join(map(repr, wrong)) or 'none'}.")
+    return chosen
 
 
 def check_messages(messages: Any) -> list[Message]:

@@ -1,69 +1,66 @@
 """A search, from the question to the results."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .engine import Engine
 from .index import Partition
 from .ranking import Ranking, Signals, scores
-from .records import Scope, SearchResult
+from .records import MemoryRecord, Scope, SearchResult, Time, check_kinds, check_text, check_time
+from .rows import RECORD, record_of
 from .store import Transaction
+from .strengths import boosts, recalled
 from .words import bm25
-
-if TYPE_CHECKING:
-    from .memory import Memory
 
 # Candidates beyond the results asked for: near-duplicates are taken out, and rows that were deleted meanwhile.
 _SPARE = 40
 
 
-def search(
-    memory: "Memory",
-    query: str,
-    scope: Scope,
-    top_k: int,
-    kinds: tuple[str, ...] | None,
-    after: float | None,
-    before: float | None,
-    as_of: float | None,
-    explain: bool,
-    ranking: Ranking,
-) -> list[SearchResult]:
-    """See `Memory.search`; the arguments are checked."""
-    with_vectors = memory.model_fits()
-    asked = memory.reader.query(query) if with_vectors else None
-    names = [scope.user_id, ""] if scope.user_id else [""]
-    with memory.store.read() as transaction:
-        parts = []
-        for name in names:
-            partition = memory.partitions.get(name)
-            with partition.lock:
-                partition.refresh(transaction)
-                visible = _visible(partition, scope, kinds, after, before, as_of)
-                parts.append(_View(partition, visible, asked))
-        words = bm25(query, [(view.words, view.visible) for view in parts])
-        signals, owners, places = _signals(parts, words)
-        if not len(owners):
-            return []
-        total, pieces = scores(signals, ranking)
-        if ranking.strengths:
-            from .strengths import boosts
+@dataclass(frozen=True)
+class Question:
+    """What is asked for; the attributes are the arguments of `Memory.search`, checked, times in seconds since 1970."""
 
-            strength = boosts(
-                memory, transaction, [parts[o].ids[p] for o, p in zip(owners, places, strict=True)], total
-            )
-            pieces["strength"] = ranking.strengths * strength
-            total = total + pieces["strength"]
-        # A text that neither shares a word with the question nor has a vector is no answer.
-        possible = signals.words > 0 if signals.alone is None else (signals.words > 0) | (signals.alone != 0)
-        order = [i for i in np.argsort(-total, kind="stable")[: top_k * 5 + _SPARE] if possible[i]]
-        groups = _groups(order, parts, owners, places, ranking, top_k)
-        results = _results(transaction, groups, parts, owners, places, total, pieces, signals, explain, asked, top_k)
-    if memory._strengths and results:
-        from .strengths import recalled
+    text: str
+    scope: Scope
+    top_k: int
+    kinds: tuple[str, ...] | None
+    after: float | None
+    before: float | None
+    as_of: float | None
+    explain: bool
+    ranking: Ranking
 
-        recalled(memory, scope, [result.memory for result in results])
-    return results
+    @classmethod
+    def of(
+        cls,
+        text: str,
+        scope: Scope,
+        top_k: int,
+        kinds: Iterable[str] | None,
+        after: Time | None,
+        before: Time | None,
+        as_of: Time | None,
+        explain: bool,
+        ranking: Ranking,
+    ) -> "Question":
+        """Raises ValueError for arguments that do not fit, naming them."""
+        check_text("The query", text, 100_000)
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= 1000:
+            raise ValueError(f"top_k must be a whole number from 1 to 1000, got {top_k!r}.")
+        return cls(
+            text=text,
+            scope=scope,
+            top_k=top_k,
+            kinds=None if kinds is None else check_kinds(kinds),
+            after=None if after is None else check_time("after", after),
+            before=None if before is None else check_time("before", before),
+            as_of=None if as_of is None else check_time("as_of", as_of),
+            explain=explain,
+            ranking=ranking,
+        )
 
 
 class _View:
@@ -79,9 +76,9 @@ class _View:
         self.words = partition.words.copy()
         self.roles = partition.roles
         self.agents = partition.agents
-        self.alone = None
-        self.best = None
-        self.carried = None
+        self.alone: np.ndarray | None = None
+        self.best: np.ndarray | None = None
+        self.carried: np.ndarray | None = None
         if asked is not None and len(partition) and len(asked) == partition.dimension:
             cosines = self.vectors @ asked
             self.alone = cosines[self.first]
@@ -90,36 +87,91 @@ class _View:
                 self.carried = partition.carried @ asked
 
 
-def _visible(
-    partition: Partition,
-    scope: Scope,
-    kinds: tuple[str, ...] | None,
-    after: float | None,
-    before: float | None,
-    as_of: float | None,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class _Candidates:
+    """All texts that may be seen, with their scores.
+
+    Attributes:
+        views: of the partitions that are searched.
+        asked: the question's vector [D], or None.
+        owners, places: [texts] the view of each text, and its place there.
+        signals: what is known of each.
+        total: [texts] scores.
+        pieces: the parts of the scores, each [texts], by name.
+    """
+
+    views: list[_View]
+    asked: np.ndarray | None
+    owners: np.ndarray
+    places: np.ndarray
+    signals: Signals
+    total: np.ndarray
+    pieces: dict[str, np.ndarray]
+
+    def view(self, i: int) -> _View:
+        """The view of a text."""
+        return self.views[self.owners[i]]
+
+    def row_id(self, i: int) -> int:
+        """The row of a text."""
+        return int(self.view(i).row_ids[self.places[i]])
+
+
+def search(engine: Engine, question: Question) -> list[SearchResult]:
+    """See `Memory.search`."""
+    asked = engine.reader.query(question.text) if engine.model_fits() else None
+    with engine.store.read() as transaction:
+        candidates = _candidates(engine, transaction, question, asked)
+        if not len(candidates.owners):
+            return []
+        groups = _groups(candidates, question)
+        results = _results(transaction, candidates, groups, question)
+    if engine.keeps_strengths and results:
+        recalled(engine, [result.memory for result in results])
+    return results
+
+
+def _candidates(engine: Engine, transaction: Transaction, question: Question, asked: np.ndarray | None) -> _Candidates:
+    views = []
+    for name in [question.scope.user_id, ""] if question.scope.user_id else [""]:
+        partition = engine.partitions.get(name)
+        with partition.lock:
+            partition.refresh(transaction)
+            views.append(_View(partition, _visible(partition, question), asked))
+    words = bm25(question.text, [(view.words, view.visible) for view in views])
+    signals, owners, places = _signals(views, words)
+    total, pieces = scores(signals, question.ranking)
+    if question.ranking.strengths and len(owners):
+        ids = [views[owner].ids[place] for owner, place in zip(owners, places, strict=True)]
+        pieces["strength"] = question.ranking.strengths * boosts(engine, transaction, ids, total)
+        total = total + pieces["strength"]
+    return _Candidates(views, asked, owners, places, signals, total, pieces)
+
+
+def _visible(partition: Partition, question: Question) -> np.ndarray:
     """[memories] bool: what the one who asks may see, and asked for."""
-    if as_of is None:
+    scope = question.scope
+    if question.as_of is None:
         visible = np.isinf(partition.superseded)
     else:
-        visible = (partition.times <= as_of) & (partition.superseded > as_of)
+        visible = (partition.times <= question.as_of) & (partition.superseded > question.as_of)
     if partition.user_id == "" or scope.agent_id:
         visible &= (partition.agents == "") | (partition.agents == scope.agent_id)
     if scope.run_id:
         visible &= (partition.runs == "") | (partition.runs == scope.run_id)
-    if kinds is not None:
-        visible &= np.isin(partition.kinds.astype(str), kinds)
-    if after is not None:
-        visible &= partition.times >= after
-    if before is not None:
-        visible &= partition.times < before
+    if question.kinds is not None:
+        visible &= np.isin(partition.kinds.astype(str), question.kinds)
+    if question.after is not None:
+        visible &= partition.times >= question.after
+    if question.before is not None:
+        visible &= partition.times < question.before
     return visible
 
 
-def _signals(parts: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.ndarray, np.ndarray]:
-    """The signals of all visible texts, and which part and place each has."""
-    places = [np.flatnonzero(view.visible) for view in parts]
-    owners = np.repeat(np.arange(len(parts)), [len(place) for place in places])
+def _signals(views: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.ndarray, np.ndarray]:
+    """The signals of all visible texts, and which view and place each has."""
+    places = [np.flatnonzero(view.visible) for view in views]
+    owners = np.repeat(np.arange(len(views)), [len(place) for place in places])
 
     def joined(values: list[np.ndarray | None]) -> np.ndarray | None:
         if all(value is None for value in values):
@@ -135,31 +187,35 @@ def _signals(parts: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.n
 
     personal = [
         np.where(view.agents == "", 0.0, 0.5) if view.partition.user_id == "" else np.ones(len(view.agents))
-        for view in parts
+        for view in views
     ]
     signals = Signals(
-        alone=joined([view.alone for view in parts]),
-        passage=joined([view.best for view in parts]),
-        carried=joined([view.carried for view in parts]),
+        alone=joined([view.alone for view in views]),
+        passage=joined([view.best for view in views]),
+        carried=joined([view.carried for view in views]),
         words=given(words),
-        lengths=given([view.words.lengths for view in parts]),
-        said=given([(view.roles == "user").astype(np.float32) for view in parts]),
+        lengths=given([view.words.lengths for view in views]),
+        said=given([(view.roles == "user").astype(np.float32) for view in views]),
         personal=given(personal).astype(np.float32),
     )
     return signals, owners, np.concatenate(places)
 
 
-def _groups(
-    order: list[int], parts: list[_View], owners: np.ndarray, places: np.ndarray, ranking: Ranking, top_k: int
-) -> list[list[int]]:
-    """Candidates in order, near-duplicates of one scope together."""
+def _groups(candidates: _Candidates, question: Question) -> list[list[int]]:
+    """The best candidates in order, near-duplicates of one scope together."""
+    signals = candidates.signals
+    # A text that neither shares a word with the question nor has a vector is no answer.
+    possible = signals.words > 0 if signals.alone is None else (signals.words > 0) | (signals.alone != 0)
+    best = np.argsort(-candidates.total, kind="stable")[: question.top_k * 5 + _SPARE]
+    least = question.ranking.duplicates
     groups: list[list[int]] = []
     vectors: list[np.ndarray] = []
-    for i in order:
-        view = parts[owners[i]]
-        if ranking.duplicates is not None and view.alone is not None:
-            vector = view.vectors[view.first[places[i]]]
-            near = _nearest(vector, vectors, [owners[group[0]] == owners[i] for group in groups], ranking.duplicates)
+    for i in (int(i) for i in best if possible[i]):
+        view = candidates.view(i)
+        if least is not None and view.alone is not None:
+            vector = view.vectors[view.first[candidates.places[i]]]
+            same_scope = [candidates.owners[group[0]] == candidates.owners[i] for group in groups]
+            near = _nearest(vector, vectors, same_scope, least)
             if near is not None:
                 groups[near].append(i)
                 continue
@@ -167,7 +223,7 @@ def _groups(
         else:
             vectors.append(np.zeros(1, np.float32))
         groups.append([i])
-        if len(groups) >= top_k + _SPARE:
+        if len(groups) >= question.top_k + _SPARE:
             break
     return groups
 
@@ -183,51 +239,58 @@ def _nearest(vector: np.ndarray, others: list[np.ndarray], same_scope: list[bool
 
 
 def _results(
-    transaction: Transaction, groups, parts, owners, places, total, pieces, signals, explain, asked, top_k
+    transaction: Transaction, candidates: _Candidates, groups: list[list[int]], question: Question
 ) -> list[SearchResult]:
-    from .memory import RECORD, record_of
-
-    wanted = [int(parts[owners[i]].row_ids[places[i]]) for group in groups for i in group]
-    records = {}
-    for start in range(0, len(wanted), 500):
-        part = wanted[start : start + 500]
-        rows = transaction.rows(
-            f"SELECT row_id, {RECORD} FROM memories WHERE row_id IN ({', '.join('?' * len(part))})", *part
-        )
-        records |= {row[0]: record_of(row[1:]) for row in rows}
-    results = []
+    records = _records(transaction, [candidates.row_id(i) for group in groups for i in group])
+    results: list[SearchResult] = []
     for group in groups:
-        here = [(i, int(parts[owners[i]].row_ids[places[i]])) for i in group]
-        here = [(i, row) for i, row in here if row in records]  # deleted meanwhile
-        if not here:
+        left = [i for i in group if candidates.row_id(i) in records]  # others were deleted meanwhile
+        if not left:
             continue
-        i, row = here[0]
-        record = records[row]
-        explained = None
-        if explain:
-            explained = {name: float(values[i]) for name, values in pieces.items()}
-            explained["bm25"] = float(signals.words[i])
-            for name in ("alone", "passage", "carried"):
-                if getattr(signals, name) is not None:
-                    explained[f"cosine {name}"] = float(getattr(signals, name)[i])
-        passage = _passage(transaction, parts[owners[i]], places[i], row, len(record.text), asked)
-        results.append(
-            SearchResult(record, float(total[i]), passage, tuple(records[row] for _, row in here[1:]), explained)
+        best, *others = left
+        record = records[candidates.row_id(best)]
+        result = SearchResult(
+            memory=record,
+            score=float(candidates.total[best]),
+            passage=_passage(transaction, candidates, best, len(record.text)),
+            variants=tuple(records[candidates.row_id(i)] for i in others),
+            parts=_explained(candidates, best) if question.explain else None,
         )
-        if len(results) == top_k:
+        results.append(result)
+        if len(results) == question.top_k:
             break
     return results
 
 
-def _passage(
-    transaction: Transaction, view: _View, place: int, row: int, length: int, asked: np.ndarray | None
-) -> tuple[int, int]:
+def _records(transaction: Transaction, wanted: list[int]) -> dict[int, MemoryRecord]:
+    """The records of rows, by row_id; those that are gone are left out."""
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(wanted), 500):
+        part = wanted[start : start + 500]
+        marks = ", ".join("?" * len(part))
+        rows += transaction.rows(f"SELECT row_id, {RECORD} FROM memories WHERE row_id IN ({marks})", *part)
+    return {row[0]: record_of(row[1:]) for row in rows}
+
+
+def _explained(candidates: _Candidates, i: int) -> dict[str, float]:
+    """The parts of a score, then the signals that it was made of."""
+    signals = candidates.signals
+    explained = {name: float(values[i]) for name, values in candidates.pieces.items()}
+    explained["bm25"] = float(signals.words[i])
+    cosines = {"alone": signals.alone, "passage": signals.passage, "carried": signals.carried}
+    explained |= {f"cosine {name}": float(values[i]) for name, values in cosines.items() if values is not None}
+    return explained
+
+
+def _passage(transaction: Transaction, candidates: _Candidates, i: int, length: int) -> tuple[int, int]:
     """The characters of a text that fit best."""
+    view = candidates.view(i)
+    place = candidates.places[i]
     first = int(view.first[place])
     last = int(view.first[place + 1]) if place + 1 < len(view.first) else len(view.vectors)
-    if asked is None or last - first < 2:
+    if candidates.asked is None or last - first < 2:
         return 0, length
-    rows = transaction.rows("SELECT spans FROM vectors WHERE row_id = ?", row)
+    rows = transaction.rows("SELECT spans FROM vectors WHERE row_id = ?", candidates.row_id(i))
     spans = np.frombuffer(rows[0][0], "<i4").reshape(-1, 2) if rows and rows[0][0] is not None else np.zeros((0, 2))
-    best = int(np.argmax(view.vectors[first + 1 : last] @ asked))
+    best = int(np.argmax(view.vectors[first + 1 : last] @ candidates.asked))
     return (int(spans[best, 0]), int(spans[best, 1])) if best < len(spans) else (0, length)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from .errors import MemoryFileRefused
+
 SCHEMA_VERSION = 1
 
 # One statement each. {serial}: an integer key that is never used twice; {blob}: bytes; {real}: a 64-bit float.
@@ -114,8 +116,6 @@ def prepare(store: Store, types: dict[str, str], present: Callable[[], int | Non
 
     Raises MemoryFileRefused for a newer version, or one that nothing leads on from.
     """
-    from .errors import MemoryFileRefused
-
     version = present()
     if version is None:
         with store.write() as transaction:

@@ -7,33 +7,46 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import MemoryFileDamaged
+from .conversations import drop_state, refill
+from .documents import Document, begin, read
+from .engine import Engine
+from .intact import BATCH, intact_rows
 from .records import KINDS, LONGEST_DOCUMENT, Scope, check_metadata, check_name, check_text
+from .rows import Version, digest_of
 from .store import Transaction
-
-if TYPE_CHECKING:
-    from .memory import Memory
+from .writing import insert, log
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _COLUMNS = (
-    "id", "version", "kind", "user_id", "agent_id", "run_id", "role", "key", "source_id", "text", "metadata", "time",
-    "superseded", "position",
-)  # fmt: skip
-_BATCH = 64
+    "id",
+    "version",
+    "kind",
+    "user_id",
+    "agent_id",
+    "run_id",
+    "role",
+    "key",
+    "source_id",
+    "text",
+    "metadata",
+    "time",
+    "superseded",
+    "position",
+)
 
 
-def export(memory: "Memory", path: Path) -> int:
+def export(engine: Engine, path: Path) -> int:
     """See `Memory.export`."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     count = 0
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(json.dumps({"lam_memory": FORMAT}) + "\n")
-            for record in _records(memory):
+            for record in _records(engine):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 count += 1
             file.flush()
@@ -46,8 +59,8 @@ def export(memory: "Memory", path: Path) -> int:
     return count
 
 
-def _records(memory: "Memory") -> Iterator[dict[str, Any]]:
-    for values in intact_rows(memory, f"row_id, {', '.join(_COLUMNS)}, digest", "memories"):
+def _records(engine: Engine) -> Iterator[dict[str, Any]]:
+    for values in intact_rows(engine.store, f"row_id, {', '.join(_COLUMNS)}, digest", "memories"):
         record = dict(zip(_COLUMNS, values[1:-1], strict=True))
         if not _as_written(record["text"], record["metadata"], values[-1]):
             logger.warning("The memory %s (row %d) is damaged and was left out.", record["id"], values[0])
@@ -56,11 +69,12 @@ def _records(memory: "Memory") -> Iterator[dict[str, Any]]:
             continue
         record["metadata"] = json.loads(record["metadata"])
         if record["kind"] == "document":
-            with memory.store.read() as transaction:
+            with engine.store.read() as transaction:
                 rows = transaction.rows(
                     "SELECT text, complete, digest FROM documents WHERE id = ? AND version = ?",
-                    record["id"], record["version"],
-                )  # fmt: skip
+                    record["id"],
+                    record["version"],
+                )
             if not rows or not rows[0][1]:
                 continue  # it was never read to its end
             record["document"] = rows[0][0]
@@ -68,49 +82,10 @@ def _records(memory: "Memory") -> Iterator[dict[str, Any]]:
 
 
 def _as_written(text: Any, metadata: Any, digest: str) -> bool:
-    from .memory import digest_of
-
     return isinstance(text, str) and isinstance(metadata, str) and digest_of(text, metadata) == digest
 
 
-def intact_rows(memory: "Memory", columns: str, table: str, problems: list[str] | None = None) -> Iterator[tuple]:
-    """All rows of a table with a row_id that can be read; what cannot is logged, and added to `problems`."""
-    with memory.store.read() as transaction:
-        last = _last_row(transaction, table)
-    start = 0
-    while start < last:
-        end = min(start + _BATCH, last)
-        try:
-            rows = _read(memory, columns, table, start, end)
-        except (MemoryFileDamaged, UnicodeDecodeError):
-            rows = []
-            for row in range(start + 1, end + 1):
-                try:
-                    rows += _read(memory, columns, table, row - 1, row)
-                except (MemoryFileDamaged, UnicodeDecodeError) as error:
-                    logger.warning("Row %d of %s cannot be read: %s", row, table, error)
-                    if problems is not None:
-                        problems.append(f"row {row} of {table} cannot be read")
-        yield from rows
-        start = end
-
-
-def _last_row(transaction: Transaction, table: str) -> int:
-    try:
-        return int(transaction.rows(f"SELECT max(row_id) FROM {table}")[0][0] or 0)
-    except Exception as error:
-        logger.warning("The end of %s cannot be read: %s", table, error)
-        return 1_000_000
-
-
-def _read(memory: "Memory", columns: str, table: str, after: int, last: int) -> list[tuple]:
-    with memory.store.read() as transaction:
-        return transaction.rows(
-            f"SELECT {columns} FROM {table} WHERE row_id > ? AND row_id <= ? ORDER BY row_id", after, last
-        )
-
-
-def import_(memory: "Memory", path: Path) -> int:
+def import_(engine: Engine, path: Path) -> int:
     """See `Memory.import_`."""
     count = 0
     batch: list[dict[str, Any]] = []
@@ -129,18 +104,18 @@ def import_(memory: "Memory", path: Path) -> int:
                 continue
             record = _checked(path, number, line)
             if "document" in record:
-                count += _import_batch(memory, batch) + _import_document(memory, record)
+                count += _import_batch(engine, batch) + _import_document(engine, record)
                 batch = []
                 continue
             batch.append(record)
             if record["kind"] == "turn":
                 conversations.add(_scope(record))
-            if len(batch) == _BATCH:
-                count += _import_batch(memory, batch)
+            if len(batch) == BATCH:
+                count += _import_batch(engine, batch)
                 batch = []
-    count += _import_batch(memory, batch)
+    count += _import_batch(engine, batch)
     for scope in conversations:
-        memory.refill(scope)
+        refill(engine, scope)
     return count
 
 
@@ -173,34 +148,35 @@ def _checked(path: Path, number: int, line: str) -> dict[str, Any]:
     return record
 
 
-def _import_batch(memory: "Memory", batch: list[dict[str, Any]]) -> int:
+def _import_batch(engine: Engine, batch: list[dict[str, Any]]) -> int:
     if not batch:
         return 0
-    computed = memory._compute([record["text"] for record in batch])
+    computed = engine.compute([record["text"] for record in batch])
     added = 0
-    with memory.store.write() as transaction:
+    with engine.store.write() as transaction:
         for record, values in zip(batch, computed, strict=True):
             scope = _scope(record)
             if _known(transaction, record):
                 continue
-            number = memory._log(transaction, "imported", record["id"], scope.user_id, {"version": record["version"]})
-            memory._insert(
-                transaction, number, values, scope=scope, at=float(record["time"]),
-                **{name: record.get(name) for name in _COLUMNS if name not in _NOT_FIELDS},
-            )  # fmt: skip
+            event = log(engine, transaction, "imported", record["id"], scope.user_id, {"version": record["version"]})
+            fields = {name: record.get(name) for name in _COLUMNS if name not in _NOT_FIELDS}
+            insert(engine, transaction, event, Version(scope=scope, at=float(record["time"]), **fields), values)
             added += 1
             if record["kind"] == "turn":
-                turns = int(record.get("position") or 0) + 1
-                transaction.run(
-                    "INSERT INTO conversations (user_id, agent_id, run_id, turns, last_time, epoch, read_turns) "
-                    "VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (user_id, agent_id, run_id) DO UPDATE SET "
-                    "turns = CASE WHEN conversations.turns > ? THEN conversations.turns ELSE ? END, "
-                    "last_time = CASE WHEN conversations.last_time > ? THEN conversations.last_time ELSE ? END",
-                    scope.user_id, scope.agent_id, scope.run_id, turns, record["time"], turns, turns, record["time"],
-                    record["time"],
-                )  # fmt: skip
-                memory._drop_state(transaction, scope)
+                _reach(transaction, scope, int(record.get("position") or 0) + 1, record["time"])
     return added
+
+
+def _reach(transaction: Transaction, scope: Scope, turns: int, last_time: float) -> None:
+    """A conversation has at least this many turns, and its last one is not earlier than this."""
+    transaction.run(
+        "INSERT INTO conversations (user_id, agent_id, run_id, turns, last_time, epoch, read_turns) "
+        "VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (user_id, agent_id, run_id) DO UPDATE SET "
+        "turns = CASE WHEN conversations.turns > ? THEN conversations.turns ELSE ? END, "
+        "last_time = CASE WHEN conversations.last_time > ? THEN conversations.last_time ELSE ? END",
+        *(*scope.values, turns, last_time, turns, turns, last_time, last_time),
+    )
+    drop_state(transaction, scope)
 
 
 _NOT_FIELDS = ("user_id", "agent_id", "run_id", "time")
@@ -220,26 +196,24 @@ def _known(transaction: Transaction, record: dict[str, Any]) -> bool:
     return bool(rows)
 
 
-def _import_document(memory: "Memory", record: dict[str, Any]) -> int:
-    from .documents import _begin_version, _read
-    from .memory import digest_of
-
-    scope = _scope(record)
-    id, version, text = record["id"], record["version"], record["document"]
+def _import_document(engine: Engine, record: dict[str, Any]) -> int:
+    document = Document(
+        id=record["id"],
+        version=record["version"],
+        scope=_scope(record),
+        title=record["text"],
+        text=record["document"],
+        at=float(record["time"]),
+        metadata=record["metadata"],
+    )
     while True:
-        with memory.store.write() as transaction:
+        with engine.store.write() as transaction:
             rows = transaction.rows(
-                "SELECT complete, read_tokens, state FROM documents WHERE id = ? AND version = ?", id, version
+                "SELECT complete FROM documents WHERE id = ? AND version = ?", document.id, document.version
             )
             if rows and rows[0][0]:
                 _known(transaction, record)
                 return 0
-            if not rows:
-                _begin_version(
-                    memory, transaction, id, version, scope, record["text"], digest_of(text), text,
-                    float(record["time"]), record["metadata"],
-                )  # fmt: skip
-                rows = [(0, 0, None)]
-        _, tokens, state = rows[0]
-        if _read(memory, text, scope, id, version, int(tokens), None if state is None else bytes(state)) is not None:
+            tokens, state = begin(engine, transaction, document)
+        if read(engine, document, tokens, state) is not None:
             return 1

@@ -2,33 +2,32 @@
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .conversations import refill
+from .engine import Engine
 from .errors import MemoryFileDamaged, MemoryFileRefused
+from .intact import BATCH, intact_rows
 from .records import Scope
+from .rows import OF_SCOPE, Computed, digest_of
 from .store import SCHEMA_VERSION, Transaction
-from .transfer import intact_rows
 from .words import count_words
-
-if TYPE_CHECKING:
-    from .memory import Memory
+from .writing import count_deletion, erase_row, log, replace_vectors
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 64
 
-
-def verify(memory: "Memory") -> list[str]:
+def verify(engine: Engine) -> list[str]:
     """See `Memory.verify`."""
-    problems = memory.store.damage()
+    problems = engine.store.damage()
     try:
-        settings = memory.settings()
+        settings = engine.settings()
         width = 4 * int(settings.get("dimension", 0))
-        problems += _verify_memories(memory, width)
-        problems += _verify_vectors(memory)
-        with memory.store.read() as transaction:
+        problems += _verify_memories(engine, width)
+        problems += _verify_vectors(engine)
+        with engine.store.read() as transaction:
             problems += _verify_versions(transaction)
             problems += _verify_conversations(transaction)
             problems += _verify_documents(transaction)
@@ -40,18 +39,16 @@ def verify(memory: "Memory") -> list[str]:
     return problems
 
 
-def _verify_memories(memory: "Memory", width: int) -> list[str]:
-    from .memory import digest_of
-
+def _verify_memories(engine: Engine, width: int) -> list[str]:
     problems: list[str] = []
     for row, id, text, metadata, digest in intact_rows(
-        memory, "row_id, id, text, metadata, digest", "memories", problems
+        engine.store, "row_id, id, text, metadata, digest", "memories", problems
     ):
         if not isinstance(text, str) or digest_of(text, metadata) != digest:
             problems.append(f"the text or metadata of memory {id} (row {row}) is not what was written")
             continue
         try:
-            with memory.store.read() as transaction:
+            with engine.store.read() as transaction:
                 rows = transaction.rows("SELECT alone, words FROM vectors WHERE row_id = ?", row)
         except MemoryFileDamaged:
             continue  # named with the vectors
@@ -64,12 +61,10 @@ def _verify_memories(memory: "Memory", width: int) -> list[str]:
     return problems
 
 
-def _verify_vectors(memory: "Memory") -> list[str]:
-    from .memory import digest_of
-
+def _verify_vectors(engine: Engine) -> list[str]:
     problems: list[str] = []
     columns = "row_id, alone, passages, spans, carried, words, digest"
-    for row, *values, digest in intact_rows(memory, columns, "vectors", problems):
+    for row, *values, digest in intact_rows(engine.store, columns, "vectors", problems):
         if digest_of(*(None if value is None else bytes(value) for value in values)) != digest:
             problems.append(f"the vectors or words of row {row} are not what was written; rebuild() makes them again")
         elif any(value is not None and not np.isfinite(np.frombuffer(value, "<f4")).all() for value in values[:2]):
@@ -93,18 +88,16 @@ def _verify_versions(transaction: Transaction) -> list[str]:
 
 
 def _verify_conversations(transaction: Transaction) -> list[str]:
-    from .memory import digest_of
-
     problems = []
     for user, agent, run, turns, state, digest in transaction.rows(
         "SELECT user_id, agent_id, run_id, turns, state, digest FROM conversations"
     ):
         name = f"the conversation {run!r} of user {user!r}, agent {agent!r}"
         last = transaction.rows(
-            "SELECT max(position), count(*), count(DISTINCT position) FROM memories WHERE user_id = ? AND "
-            "agent_id = ? AND run_id = ? AND kind = 'turn' AND superseded IS NULL",
-            user, agent, run,
-        )[0]  # fmt: skip
+            f"SELECT max(position), count(*), count(DISTINCT position) FROM memories WHERE {OF_SCOPE} "
+            "AND kind = 'turn' AND superseded IS NULL",
+            *(user, agent, run),
+        )[0]
         if last[0] is not None and (last[0] >= turns or last[1] != last[2]):
             problems.append(f"{name} has turns that are doubled or beyond its {turns}")
         if state is not None and digest_of(bytes(state)) != digest:
@@ -113,8 +106,6 @@ def _verify_conversations(transaction: Transaction) -> list[str]:
 
 
 def _verify_documents(transaction: Transaction) -> list[str]:
-    from .memory import digest_of
-
     problems = []
     for id, version, title, digest, text, complete in transaction.rows(
         "SELECT id, version, title, digest, text, complete FROM documents"
@@ -125,8 +116,9 @@ def _verify_documents(transaction: Transaction) -> list[str]:
         rows = transaction.rows(
             "SELECT position, start_at, end_at, text FROM memories WHERE document_id = ? AND version = ? "
             "ORDER BY position",
-            id, version,
-        )  # fmt: skip
+            id,
+            version,
+        )
         if [row[0] for row in rows] != list(range(len(rows))):
             problems.append(f"{name} has paragraphs that are doubled or missing")
         if any(text[start:end] != part for _, start, end, part in rows):
@@ -136,50 +128,45 @@ def _verify_documents(transaction: Transaction) -> list[str]:
     return problems
 
 
-def rebuild(memory: "Memory", model: Any) -> int:
+def rebuild(engine: Engine, model: Any) -> int:
     """See `Memory.rebuild`."""
     if model is not None:
-        memory.use_model(model)
-    fingerprint = memory.reader.fingerprint if memory.has_model else ""
-    with memory.store.write() as transaction:
+        engine.use_model(model)
+    fingerprint = engine.reader.fingerprint if engine.has_model else ""
+    with engine.store.write() as transaction:
         progress = _progress(transaction)
         if progress is None or progress["model"] != fingerprint:
             progress = {"model": fingerprint, "row": 0, "document": ["", 0]}
             _keep(transaction, progress)
             transaction.run("UPDATE conversations SET state = NULL, tail = NULL, digest = NULL, epoch = epoch + 1")
-    while _rebuild_rows(memory, progress):
+    while _rebuild_rows(engine, progress):
         pass
-    while _rebuild_document(memory, progress):
+    while _rebuild_document(engine, progress):
         pass
-    with memory.store.write() as transaction:
+    with engine.store.write() as transaction:
         if _progress(transaction) != progress:
             raise MemoryFileRefused("Somebody else began another rebuild() meanwhile; wait for it to end.")
-        values = (
-            {"model": fingerprint, "model_name": memory.reader.name, "dimension": str(memory.reader.dimension)}
-            if memory.has_model
-            else {}
-        )
         for name in ("model", "model_name", "dimension", "rebuilding"):
             transaction.run("DELETE FROM settings WHERE name = ?", name)
-        for name, value in values.items():
+        for name, value in engine.model_settings().items():
             transaction.run("INSERT INTO settings (name, value) VALUES (?, ?)", name, value)
         for (user,) in transaction.rows("SELECT DISTINCT user_id FROM memories"):
-            memory._count_deletion(transaction, user)
-        memory._log(transaction, "rebuilt", None, "", {"model": fingerprint})
+            count_deletion(transaction, user)
+        log(engine, transaction, "rebuilt", None, "", {"model": fingerprint})
         count = transaction.rows("SELECT count(*) FROM memories")[0][0]
         scopes = transaction.rows("SELECT user_id, agent_id, run_id FROM conversations")
-    memory.use_model(memory._model)
+    engine.use_model(None)
     for scope in scopes:
-        memory.refill(Scope(*scope))
+        refill(engine, Scope(*scope))
     return int(count)
 
 
-def _progress(transaction: Transaction) -> dict | None:
+def _progress(transaction: Transaction) -> dict[str, Any] | None:
     rows = transaction.rows("SELECT value FROM settings WHERE name = 'rebuilding'")
     return json.loads(rows[0][0]) if rows else None
 
 
-def _keep(transaction: Transaction, progress: dict) -> None:
+def _keep(transaction: Transaction, progress: dict[str, Any]) -> None:
     transaction.run(
         "INSERT INTO settings (name, value) VALUES ('rebuilding', ?) "
         "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
@@ -187,78 +174,68 @@ def _keep(transaction: Transaction, progress: dict) -> None:
     )
 
 
-def _replace(memory: "Memory", transaction: Transaction, row: int, computed: Any) -> None:
-    transaction.run("DELETE FROM vectors WHERE row_id = ?", row)
-    memory._write_vectors(transaction, row, computed)
-
-
-def _rebuild_rows(memory: "Memory", progress: dict) -> bool:
+def _rebuild_rows(engine: Engine, progress: dict[str, Any]) -> bool:
     """The next memories and turns; False if there are none."""
-    from .memory import _Computed
-
-    with memory.store.read() as transaction:
+    with engine.store.read() as transaction:
         rows = transaction.rows(
             "SELECT row_id, text FROM memories WHERE row_id > ? AND kind IN ('memory', 'turn') ORDER BY row_id LIMIT ?",
-            progress["row"], _BATCH,
-        )  # fmt: skip
+            progress["row"],
+            BATCH,
+        )
     if not rows:
         return False
-    words = [count_words(text).tobytes() for _, text in rows]
-    computed = [_Computed(None, None, None, entries) for entries in words]
-    if memory.has_model:
-        readings = memory.reader.read([text for _, text in rows])
-        for values, reading in zip(computed, readings, strict=True):
-            values.alone = reading.alone.astype("<f4").tobytes()
-            values.passages = reading.passages.astype("<f4").tobytes()
-            values.spans = reading.spans.astype("<i4").tobytes()
-    with memory.store.write() as transaction:
+    if engine.has_model:
+        readings = engine.reader.read([text for _, text in rows])
+        computed = [
+            Computed.of_reading(reading, count_words(text).tobytes())
+            for reading, (_, text) in zip(readings, rows, strict=True)
+        ]
+    else:
+        computed = [Computed.of_words(text) for _, text in rows]
+    with engine.store.write() as transaction:
         _check_progress(transaction, progress)
         still = {row for (row,) in transaction.rows("SELECT row_id FROM memories WHERE row_id > ?", progress["row"])}
         for (row, _), values in zip(rows, computed, strict=True):
             if row in still:
-                _replace(memory, transaction, row, values)
+                replace_vectors(transaction, row, values)
         progress["row"] = rows[-1][0]
         _keep(transaction, progress)
     return True
 
 
-def _rebuild_document(memory: "Memory", progress: dict) -> bool:
+def _rebuild_document(engine: Engine, progress: dict[str, Any]) -> bool:
     """The next document; False if there is none."""
-    from .memory import _Computed
-
     id, version = progress["document"]
-    with memory.store.read() as transaction:
+    with engine.store.read() as transaction:
         rows = transaction.rows(
             "SELECT id, version, title, text, complete FROM documents WHERE id > ? OR (id = ? AND version > ?) "
             "ORDER BY id, version LIMIT 1",
-            id, id, version,
-        )  # fmt: skip
+            id,
+            id,
+            version,
+        )
     if not rows:
         return False
     id, version, title, text, complete = rows[0]
     vectors: list[np.ndarray] = []
     whole = None
-    if memory.has_model and complete:
-        for step in memory.reader.read_document(text):
+    if engine.has_model and complete:
+        for step in engine.reader.read_document(text):
             vectors += [paragraph.vector for paragraph in step.paragraphs]
             whole = step.vector
-    with memory.store.write() as transaction:
+    with engine.store.write() as transaction:
         _check_progress(transaction, progress)
         parts = transaction.rows(
             "SELECT row_id, text, position FROM memories WHERE document_id = ? AND version = ?", id, version
         )
         for row, part, position in parts:
-            data = vectors[position].astype("<f4").tobytes() if position < len(vectors) else None
-            nothing = None if data is None else b""
-            _replace(memory, transaction, row, _Computed(data, nothing, nothing, count_words(part).tobytes()))
+            vector = vectors[position] if position < len(vectors) else None
+            replace_vectors(transaction, row, Computed.of_vector(vector, count_words(part).tobytes()))
         for (row,) in transaction.rows("SELECT row_id FROM memories WHERE id = ? AND version = ?", id, version):
-            data = None if whole is None else whole.astype("<f4").tobytes()
-            nothing = None if data is None else b""
-            _replace(memory, transaction, row, _Computed(data, nothing, nothing, count_words(title).tobytes()))
+            replace_vectors(transaction, row, Computed.of_vector(whole, count_words(title).tobytes()))
         if not complete:  # it is read again from its start when it is added again
             for row, *_ in parts:
-                transaction.run("DELETE FROM vectors WHERE row_id = ?", row)
-                transaction.run("DELETE FROM memories WHERE row_id = ?", row)
+                erase_row(transaction, row)
             transaction.run(
                 "UPDATE documents SET read_tokens = 0, state = NULL WHERE id = ? AND version = ?", id, version
             )
@@ -267,14 +244,14 @@ def _rebuild_document(memory: "Memory", progress: dict) -> bool:
     return True
 
 
-def _check_progress(transaction: Transaction, progress: dict) -> None:
+def _check_progress(transaction: Transaction, progress: dict[str, Any]) -> None:
     if _progress(transaction) != progress:
         raise MemoryFileRefused("Somebody else is rebuilding this memory; wait for it to end.")
 
 
-def stats(memory: "Memory") -> dict[str, Any]:
+def stats(engine: Engine) -> dict[str, Any]:
     """See `Memory.stats`."""
-    with memory.store.read() as transaction:
+    with engine.store.read() as transaction:
 
         def number(sql: str) -> int:
             return int(transaction.rows(sql)[0][0])
@@ -290,8 +267,8 @@ def stats(memory: "Memory") -> dict[str, Any]:
             "paragraphs": number("SELECT count(*) FROM memories WHERE superseded IS NULL AND kind = 'paragraph'"),
             "characters": number("SELECT coalesce(sum(length(text)), 0) FROM memories WHERE kind <> 'document'"),
             "events": number("SELECT count(*) FROM events"),
-            "bytes": memory.store.size(),
+            "bytes": engine.store.size(),
             "schema": SCHEMA_VERSION,
             "model": settings.get("model_name"),
-            "place": memory.store.place,
+            "place": engine.store.place,
         }

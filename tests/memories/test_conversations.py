@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lam_transformers.encoding import LAMEncoder
-from lam_transformers.memories import Memory, UnknownMemory
-from lam_transformers.memories import memory as memory_module
+from lam_transformers.memories import Memory, UnknownMemory, conversations
 
 TURNS = [
     "The dog runs in the house.", "A woman reads a book.", "ok", "Slowly, the old man sings in the street. " * 8,
@@ -21,7 +20,7 @@ def state_of(memory, run_id="chat", user_id="ada"):
     from lam_transformers.memories.records import Scope
 
     with memory.store.read() as transaction:
-        return memory._conversation_state(transaction, Scope(user_id, "", run_id))
+        return conversations.state_of(memory.engine, transaction, Scope(user_id, "", run_id))
 
 
 def carried_of(memory, user_id="ada"):
@@ -45,7 +44,7 @@ def replay(tmp_path, tiny_encoder, texts, name="replay.db"):
 
 
 def test_a_conversation_in_pieces_with_restarts_equals_one_replay(place, tmp_path, tiny_encoder, monkeypatch):
-    monkeypatch.setattr(memory_module, "_STATE_EVERY", 16)
+    monkeypatch.setattr(conversations, "STATE_EVERY", 16)
     for message in messages(TURNS):
         with Memory(place, model=tiny_encoder) as memory:
             memory.add([message], user_id="ada", run_id="chat")
@@ -59,7 +58,7 @@ def test_a_conversation_in_pieces_with_restarts_equals_one_replay(place, tmp_pat
 
 
 def test_a_turn_costs_its_own_tokens_after_a_restart_too(place, tiny_encoder, monkeypatch):
-    monkeypatch.setattr(memory_module, "_STATE_EVERY", 16)
+    monkeypatch.setattr(conversations, "STATE_EVERY", 16)
     with Memory(place, model=tiny_encoder) as memory:
         memory.add(messages(["the dog runs in the old house. " * 20] * 10), user_id="ada", run_id="chat")
     seen = []

@@ -147,7 +147,7 @@ def test_strengths_grow_with_recall_and_fade_with_sessions(place, tiny_encoder, 
 
     def strength():
         with memory.store.read() as transaction:
-            return current(memory, transaction, first.id)
+            return current(memory.engine, transaction, first.id)
 
     assert strength() == {"fast": 1.0, "slow": 1.0, "recalls": 0}
     clock.seconds += 3600
