@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import clear_errors, echo, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..memories import Memory, MemoryRecord, SearchResult
 
 memory = typer.Typer(
     help="A memory of conversations and documents, in one database. docs/MEMORY.md", no_args_is_help=True
@@ -20,13 +25,13 @@ Model = Annotated[str, typer.Option(help="LAM folder or Hub id; 'none' finds by 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 
 
-def _open(place: str, model: str):
+def _open(place: str, model: str) -> "Memory":
     from ..memories import Memory
 
     return Memory(place, model=None if model == "none" else model)
 
 
-def _show(records, as_json: bool) -> None:
+def _show(records: "Sequence[MemoryRecord | SearchResult]", as_json: bool) -> None:
     for record in records:
         values = record.as_dict()
         if as_json:

@@ -46,7 +46,7 @@ class Engine:
         keeps_carried: bool,
         keeps_strengths: bool,
         now: Callable[[], float],
-    ):
+    ) -> None:
         self.store = store
         self.keeps_carried = keeps_carried
         self.keeps_strengths = keeps_strengths

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Partition:
         words: a `WordIndex`.
     """
 
-    def __init__(self, user_id: str, dimension: int):
+    def __init__(self, user_id: str, dimension: int) -> None:
         self.user_id = user_id
         self.dimension = dimension
         self.lock = threading.RLock()
@@ -58,10 +59,12 @@ class Partition:
 
     @property
     def vectors(self) -> np.ndarray:
+        """[vectors, D] float32: of each memory its own vector, then those of its passages."""
         return self._matrix[: self._rows]
 
     @property
     def carried(self) -> np.ndarray | None:
+        """[memories, D] float32 carried vectors, None if there are none at all."""
         return self._carried
 
     def refresh(self, transaction: Transaction) -> None:
@@ -76,8 +79,8 @@ class Partition:
             rows = transaction.rows(
                 f"SELECT {_COLUMNS} FROM memories m JOIN vectors v ON v.row_id = m.row_id "
                 "WHERE m.user_id = ? AND m.changed > ? ORDER BY m.changed, m.row_id LIMIT ?",
-                self.user_id, self._changed, _BATCH,
-            )  # fmt: skip
+                *(self.user_id, self._changed, _BATCH),
+            )
             if len(rows) == _BATCH and rows[0][9] != rows[-1][9]:
                 # The last event's rows may go on in the next batch: they are taken whole, then.
                 rows = [row for row in rows if row[9] != rows[-1][9]]
@@ -85,13 +88,13 @@ class Partition:
                 rows = transaction.rows(
                     f"SELECT {_COLUMNS} FROM memories m JOIN vectors v ON v.row_id = m.row_id "
                     "WHERE m.user_id = ? AND m.changed = ? ORDER BY m.row_id",
-                    self.user_id, rows[0][9],
-                )  # fmt: skip
+                    *(self.user_id, rows[0][9]),
+                )
             if not rows:
                 return
             self._take(rows)
 
-    def _take(self, rows: list[tuple]) -> None:
+    def _take(self, rows: list[tuple[Any, ...]]) -> None:
         new = [row for row in rows if row[0] not in self._place]
         old = [row for row in rows if row[0] in self._place]
         if old:
@@ -103,7 +106,7 @@ class Partition:
             self._append(new)
         self._changed = int(rows[-1][9])
 
-    def _append(self, rows: list[tuple]) -> None:
+    def _append(self, rows: list[tuple[Any, ...]]) -> None:
         count = len(self.ids)
         width = 4 * self.dimension
         blank = bytes(width)
@@ -163,7 +166,7 @@ class Partitions:
         most: bytes of vectors to keep in memory; those of the current search are kept in any case.
     """
 
-    def __init__(self, store: Store, dimension: int, most: int = 2 << 30):
+    def __init__(self, store: Store, dimension: int, most: int = 2 << 30) -> None:
         self._store = store
         self.dimension = dimension
         self._most = most
@@ -171,6 +174,7 @@ class Partitions:
         self._kept: OrderedDict[str, Partition] = OrderedDict()
 
     def get(self, user_id: str) -> Partition:
+        """The partition of a user, "" for what is shared; the caller refreshes it."""
         with self._lock:
             partition = self._kept.get(user_id)
             if partition is None:
@@ -184,5 +188,6 @@ class Partitions:
             return partition
 
     def clear(self) -> None:
+        """Let go of all of them."""
         with self._lock:
             self._kept.clear()

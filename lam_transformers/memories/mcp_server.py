@@ -1,13 +1,16 @@
 """A memory for assistants that speak the Model Context Protocol."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from .memory import Memory
 
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
 
-def build(memory: Memory, user_id: str | None = None):
+
+def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
     """An MCP server over a memory.
 
     Args:

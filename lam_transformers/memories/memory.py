@@ -56,7 +56,7 @@ class Memory:
         carried: bool = True,
         strengths: bool = False,
         now: Callable[[], float] = time.time,
-    ):
+    ) -> None:
         self.ranking = ranking or Ranking()
         self.engine = Engine(open_store(place), model, device, carried, strengths, now)
         if "forgetting" in self.engine.settings():
@@ -152,7 +152,8 @@ class Memory:
         Args:
             source: a text, or a `Path` to a file of plain text, Markdown or PDF (extra `memory`).
             title: the file's name, or the text's first line, without one.
-            user_id, agent_id: whose it is; shared without.
+            user_id: whose it is; without a user and an agent it is shared.
+            agent_id: the assistant it belongs to.
             timestamp: since when it holds.
             metadata: as for `add`.
 
@@ -190,8 +191,9 @@ class Memory:
         """Forget all that belongs to a user, an assistant or a conversation; nothing of it remains.
 
         Args:
-            user_id, agent_id, run_id: memories that have all of those given. `agent_id` alone means those that have
-                this assistant and no user.
+            user_id: only what belongs to this user; what belongs to no user without.
+            agent_id: only what belongs to this assistant.
+            run_id: only what belongs to this conversation.
             everything: the whole memory, of all users.
 
         Returns:
@@ -232,7 +234,8 @@ class Memory:
             run_id: only this conversation and what belongs to none.
             top_k: number of results, at most.
             kinds: of "memory", "turn", "paragraph", "document", those to search; all without.
-            after, before: only what was said at or after, or before, a time.
+            after: only what was said at this time or later.
+            before: only what was said before this time.
             as_of: answer from what was known, and held, at a time.
             explain: give every part of the score.
             ranking: in place of the memory's own.
@@ -269,9 +272,12 @@ class Memory:
         """Memories that hold, in the order in which they were written.
 
         Args:
-            user_id, agent_id, run_id: as for `delete_all`; without any, the shared ones.
+            user_id: whose; those of no user without.
+            agent_id: only those of this assistant.
+            run_id: only those of this conversation.
             kinds: as for `search`; all but paragraphs without.
-            limit, offset: a page of them.
+            limit: number of memories, at most.
+            offset: number of memories to leave out first.
         """
         return lookup.listed(self.engine.store, Scope.of(user_id, agent_id, run_id), kinds, limit, offset)
 

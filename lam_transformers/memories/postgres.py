@@ -16,10 +16,10 @@ _LOCK = 0x4C414D31  # of the one transaction that writes
 
 
 class _Transaction:
-    def __init__(self, connection):
+    def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def rows(self, sql: str, *values: Any) -> list[tuple]:
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql.replace("?", "%s"), values).fetchall()
 
     def run(self, sql: str, *values: Any) -> int:
@@ -37,7 +37,7 @@ class PostgresStore:
         MemoryFileRefused, MemoryUnavailable: as the contract says.
     """
 
-    def __init__(self, place: str):
+    def __init__(self, place: str) -> None:
         try:
             import psycopg
         except ImportError as error:
@@ -45,7 +45,7 @@ class PostgresStore:
         self._psycopg = psycopg
         self._place = place
         self.place = re.sub(r"//([^:@/]*):[^@/]*@", r"//\1:...@", place)
-        self._free: queue.SimpleQueue = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._process = os.getpid()
         self._closed = False
         prepare(self, _TYPES, self._version, self._copy)
@@ -108,6 +108,7 @@ class PostgresStore:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
+        """See `Store.read`."""
         with self._errors(), self._connection() as connection:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
@@ -117,6 +118,7 @@ class PostgresStore:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
+        """See `Store.write`."""
         with self._errors(), self._connection() as connection:
             connection.execute("BEGIN")
             done = False
@@ -136,9 +138,11 @@ class PostgresStore:
                 connection.execute(f"VACUUM FULL {table}")
 
     def damage(self) -> list[str]:
+        """Nothing: the server checks its own pages."""
         return []
 
     def size(self) -> int:
+        """Bytes on disk."""
         with self.read() as transaction:
             return int(
                 transaction.rows(
@@ -149,6 +153,7 @@ class PostgresStore:
             )
 
     def close(self) -> None:
+        """Let go of all connections."""
         self._closed = True
         while True:
             try:

@@ -31,7 +31,7 @@ class Ranking:
     duplicates: float | None = 0.95
     strengths: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, most in (("words", 1), ("carried", 1), ("personal", 0.5), ("said", 0.5), ("strengths", 0.5)):
             value = getattr(self, name)
             if not 0 <= value <= most:

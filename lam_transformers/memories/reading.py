@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class ConversationState:
         turns: number of turns read.
     """
 
-    def __init__(self, turns: int, tail: list[int], state: LAMState | None, pool: RunningPool):
+    def __init__(self, turns: int, tail: list[int], state: LAMState | None, pool: RunningPool) -> None:
         self.turns = turns
         self.tail = tail  # tokens after those that `state` has seen
         self.state = state
@@ -116,7 +117,7 @@ class Reader:
         device: as SentenceTransformer's.
     """
 
-    def __init__(self, model="LAM-base-v1", device: str | None = None):
+    def __init__(self, model: Any = "LAM-base-v1", device: str | None = None) -> None:
         self.name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         self._given = model
         self._device = device
@@ -363,7 +364,7 @@ def _token_states(parts: Pipeline, text: str) -> Iterator[tuple[torch.Tensor, np
     """Token states [T, D] of a text, special tokens included, and the characters of each ((0, 0) for special ones)."""
     waiting: list[np.ndarray] = []
 
-    def segments():
+    def segments() -> Iterator[list[int]]:
         for (ids, _), places, _ in _document_segments(parts, text):
             padding = np.zeros((len(ids) - len(places), 2), np.int64)
             waiting.append(np.concatenate([places, padding]))
@@ -390,7 +391,7 @@ def _runs(
         at = last
 
 
-def _state_bytes(state: LAMState | None, pools: dict[str, RunningPool], about: dict) -> bytes:
+def _state_bytes(state: LAMState | None, pools: dict[str, RunningPool], about: dict[str, Any]) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     if state is not None:
         tensors["memory"] = torch.stack(state.memory).contiguous().cpu()
@@ -405,7 +406,7 @@ def _state_bytes(state: LAMState | None, pools: dict[str, RunningPool], about: d
     return tensors_to_bytes(tensors, {"lam_memory": json.dumps(about | {"pools": counts})})
 
 
-def _state_from_bytes(data: bytes) -> tuple[LAMState | None, dict[str, RunningPool], dict]:
+def _state_from_bytes(data: bytes) -> tuple[LAMState | None, dict[str, RunningPool], dict[str, Any]]:
     """Raises ValueError for bytes that `_state_bytes` did not write."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -104,10 +104,12 @@ class SearchResult:
 
     @property
     def text(self) -> str:
+        """Of the memory."""
         return self.memory.text
 
     @property
     def id(self) -> str:
+        """Of the memory."""
         return self.memory.id
 
     def as_dict(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Question:
 class _View:
     """What a search needs of a partition, taken while nobody changes it."""
 
-    def __init__(self, partition: Partition, visible: np.ndarray, asked: np.ndarray | None):
+    def __init__(self, partition: Partition, visible: np.ndarray, asked: np.ndarray | None) -> None:
         self.partition = partition
         self.visible = visible
         self.ids = partition.ids

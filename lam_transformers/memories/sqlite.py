@@ -22,10 +22,10 @@ _FULL, _READ_ONLY, _BUSY, _LOCKED, _CANNOT_OPEN, _CORRUPT, _NOT_A_DATABASE, _IO 
 
 
 class _Transaction:
-    def __init__(self, connection: sqlite3.Connection):
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def rows(self, sql: str, *values: Any) -> list[tuple]:
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql, values).fetchall()
 
     def run(self, sql: str, *values: Any) -> int:
@@ -43,7 +43,7 @@ class SQLiteStore:
         MemoryFileDamaged, MemoryUnavailable: as the contract says.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.place = os.fspath(path)
         if self.place.startswith(":memory:") or not self.place:
             raise ValueError("A memory needs a file of its own, such as memory.db.")
@@ -169,6 +169,7 @@ class SQLiteStore:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
+        """See `Store.read`."""
         with self._errors(), self._connection() as connection:
             connection.execute("BEGIN")
             try:
@@ -179,6 +180,7 @@ class SQLiteStore:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
+        """See `Store.write`."""
         with self._errors(), self._writing, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -202,6 +204,7 @@ class SQLiteStore:
                 time.sleep(0.01)
 
     def damage(self) -> list[str]:
+        """See `Store.damage`."""
         try:
             with self._connection() as connection:
                 lines = [line for (line,) in connection.execute("PRAGMA integrity_check(100)")]
@@ -210,13 +213,16 @@ class SQLiteStore:
         return [f"SQLite: {line}" for line in lines if line != "ok"]
 
     def size(self) -> int:
+        """Bytes on disk."""
         paths = (self.place + ending for ending in ("", "-wal"))
         return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
 
     def free_space(self) -> int:
+        """Bytes that are left on the disk of the file."""
         return shutil.disk_usage(Path(self.place).resolve().parent).free
 
     def close(self) -> None:
+        """Let go of all connections."""
         self._closed = True
         while True:
             try:

@@ -65,7 +65,7 @@ MIGRATIONS: dict[int, Sequence[str]] = {}
 class Transaction(Protocol):
     """Statements that take effect together or not at all. Values are written as ? in the SQL."""
 
-    def rows(self, sql: str, *values: Any) -> list[tuple]:
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """What a statement returns."""
 
     def run(self, sql: str, *values: Any) -> int:

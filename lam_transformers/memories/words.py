@@ -76,7 +76,7 @@ class WordIndex:
 
     _MERGE = 4096  # entries after which the unsorted rest is sorted in
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sorted = _Postings.of(np.zeros(0, ENTRY), np.zeros(0, np.int32))
         self._rest: list[tuple[np.ndarray, np.ndarray]] = []
         self._rest_size = 0
@@ -154,7 +154,7 @@ def bm25(query: str, parts: list[tuple[WordIndex, np.ndarray]]) -> list[np.ndarr
 class _Postings:
     """Entries sorted by word, with the texts that hold them."""
 
-    def __init__(self, entries: np.ndarray, owners: np.ndarray, words: np.ndarray, starts: np.ndarray):
+    def __init__(self, entries: np.ndarray, owners: np.ndarray, words: np.ndarray, starts: np.ndarray) -> None:
         self.entries = entries
         self.owners = owners
         self._words = words
