@@ -2,7 +2,8 @@
 
 `Memory` is what a user holds; docs/MEMORY.md is the guide. From top to bottom:
 
-- `memory`: the facade, which names what can be done and leaves it to the modules below.
+- `memory`: the facade, which names what can be done and leaves it to the modules below. `scoped`: the same for one
+  scope, for servers and assistants.
 - `transfer` (export and import) and `upkeep` (verify, rebuild, stats). `intact`: reading a damaged database.
 - `adding`, `documents` (and `files`), `forgetting`: what changes a memory. `searching`, `lookup`: what asks it.
 - `conversations`: texts that grow, with the model's state. `strengths`: of memories that are recalled.
@@ -21,7 +22,8 @@ which itself holds no text. Times are seconds since 1970 inside and datetimes (U
 from .errors import MemoryFileDamaged, MemoryFileRefused, MemoryUnavailable, UnknownMemory
 from .memory import Memory
 from .ranking import Ranking
-from .records import MemoryRecord, SearchResult
+from .records import MemoryRecord, Scope, SearchResult
+from .scoped import ScopedMemory
 
 __all__ = [
     "Memory",
@@ -30,6 +32,8 @@ __all__ = [
     "MemoryRecord",
     "MemoryUnavailable",
     "Ranking",
+    "Scope",
+    "ScopedMemory",
     "SearchResult",
     "UnknownMemory",
 ]

@@ -15,7 +15,6 @@ from .records import (
     check_messages,
     check_metadata,
     check_name,
-    check_owner,
     check_text,
     check_time,
 )
@@ -78,15 +77,14 @@ def update(
     text: str,
     timestamp: Time | None,
     metadata: dict[str, Any] | None,
-    user_id: str | None,
+    scope: Scope | None,
 ) -> MemoryRecord:
     """See `Memory.update`."""
     check_text("The text", text)
     given = None if timestamp is None else check_time("timestamp", timestamp)
-    owner = check_owner(user_id)
     computed = engine.compute([text])[0]
     with engine.store.write() as transaction:
-        old = one(transaction, id, owner, shared=False, holds=True)
+        old = one(transaction, id, scope, own=True, holds=True)
         record = record_of(old[1:])
         if record.kind not in ("memory", "turn"):
             raise ValueError(f"{id} is a {record.kind}; add the changed document again under the same title.")

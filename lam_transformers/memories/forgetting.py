@@ -5,17 +5,16 @@ from typing import Any
 from .conversations import drop_state
 from .engine import Engine
 from .lookup import one
-from .records import Scope, check_owner
+from .records import Scope
 from .rows import OF_SCOPE, exactly
 from .store import Transaction
 from .writing import count_deletion, erase_row, log
 
 
-def delete(engine: Engine, id: str, user_id: str | None) -> None:
+def delete(engine: Engine, id: str, scope: Scope | None) -> None:
     """See `Memory.delete`."""
-    owner = check_owner(user_id)
     with engine.store.write() as transaction:
-        newest = one(transaction, id, owner, shared=False, holds=False)
+        newest = one(transaction, id, scope, own=True, holds=False)
         if newest[3] == "paragraph":
             raise ValueError(f"{id} is a paragraph of the document {newest[13]}; delete that.")
         _erase(engine, transaction, "id = ?", [id])
@@ -23,13 +22,13 @@ def delete(engine: Engine, id: str, user_id: str | None) -> None:
     clean(engine)
 
 
-def delete_all(engine: Engine, scope: Scope, everything: bool) -> int:
-    """See `Memory.delete_all`."""
+def delete_all(engine: Engine, scope: Scope, everything: bool, strictly: bool = False) -> int:
+    """See `Memory.delete_all`; strictly: as `exactly`."""
     if scope == Scope() and not everything:
         raise ValueError("delete_all needs a user_id, agent_id or run_id; everything=True forgets all users.")
     if scope != Scope() and everything:
         raise ValueError("everything=True means all users; leave the scope out.")
-    where, values = ("1 = 1", []) if everything else exactly(scope)
+    where, values = ("1 = 1", []) if everything else exactly(scope, strictly)
     with engine.store.write() as transaction:
         count = _erase(engine, transaction, where, values)
         if everything:

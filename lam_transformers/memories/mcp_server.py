@@ -25,6 +25,7 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
     except ImportError as error:
         raise ImportError('The MCP server needs mcp: pip install "lam-transformers[memory]".') from error
 
+    own = memory.within(user_id=user_id)
     server = MCPServer(
         "lam-memory",
         instructions="Long-term memory of this user. Recall before answering what may have been said before; remember "
@@ -42,7 +43,7 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
         ] = None,
     ) -> dict[str, Any]:
         """Remember something about the user for good."""
-        return memory.add(text, user_id=user_id, key=key)[0].as_dict()
+        return own.add(text, key=key)[0].as_dict()
 
     @server.tool(annotations=reads)
     def recall(
@@ -53,12 +54,12 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
         ] = None,
     ) -> list[dict[str, Any]]:
         """Find what was said or read before, best first."""
-        return [result.as_dict() for result in memory.search(query, user_id=user_id, top_k=top_k, as_of=as_of)]
+        return [result.as_dict() for result in own.search(query, top_k=top_k, as_of=as_of)]
 
     @server.tool(annotations=erases)
     def forget(id: Annotated[str, Field(description="Id of a memory, as recall gives it.")]) -> str:
         """Forget a memory for good; nothing of it remains."""
-        memory.delete(id, user_id=user_id or "")
+        own.delete(id)
         return f"Forgot {id}."
 
     @server.tool(name="list", annotations=reads)
@@ -66,13 +67,12 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
         limit: Annotated[int, Field(ge=1, le=500)] = 50, offset: Annotated[int, Field(ge=0)] = 0
     ) -> list[dict[str, Any]]:
         """List what is remembered, oldest first."""
-        return [record.as_dict() for record in memory.list(user_id=user_id, limit=limit, offset=offset)]
+        return [record.as_dict() for record in own.list(limit=limit, offset=offset)]
 
     @server.tool(annotations=reads)
     def history(id: Annotated[str, Field(description="Id of a memory.")]) -> list[dict[str, Any]]:
         """All versions of a memory, oldest first."""
-        records = memory.history(id, user_id=user_id or "")
-        return [record.as_dict() for record in records]
+        return [record.as_dict() for record in own.history(id)]
 
     @server.tool(annotations=writes)
     def add_document(
@@ -80,7 +80,7 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
         title: Annotated[str | None, Field(description="Under the same title a changed text is a new version.")] = None,
     ) -> dict[str, Any]:
         """Remember a whole document."""
-        return memory.add_document(text, title=title, user_id=user_id).as_dict()
+        return own.add_document(text, title=title).as_dict()
 
     return server
 

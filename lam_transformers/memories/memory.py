@@ -14,7 +14,8 @@ from .engine import Engine, open_store
 from .errors import MemoryUnavailable
 from .index import Partitions
 from .ranking import Ranking
-from .records import MemoryRecord, Scope, SearchResult, Time
+from .records import MemoryRecord, Scope, SearchResult, Time, owner_of
+from .scoped import ScopedMemory
 from .store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _List = list  # `list` is a method of Memory
 
 
 class Memory:
-    """Remembers what was said and written, and finds it again.
+    """Remembers what was said and written, and finds it again; all of it, for whoever owns the database.
 
     All methods may be called from any thread, and any number of processes may have the same database open. A method
     that returned has written to the disk; one that raised, or was killed, has changed nothing.
@@ -72,6 +73,22 @@ class Memory:
     def close(self) -> None:
         """Let go of the database. Nothing is lost without it."""
         self.engine.store.close()
+
+    def within(
+        self, *, user_id: str | None = None, agent_id: str | None = None, run_id: str | None = None
+    ) -> ScopedMemory:
+        """The part of the memory that a user, an assistant or a conversation may see and change.
+
+        A `Memory` is its owner's: `get`, `history`, `document`, `events`, `update` and `delete` reach every user's
+        memory by its id unless they are given a `user_id`, as the owner can open the database anyway. Whatever
+        answers to somebody else, such as a server or an assistant's tools, should be given this instead.
+
+        Args:
+            user_id: whose; without a user and an agent, the shared part.
+            agent_id: only this assistant's part of it.
+            run_id: only this conversation's part of it.
+        """
+        return ScopedMemory(self.engine, self.ranking, Scope.of(user_id, agent_id, run_id))
 
     # Writing -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +149,7 @@ class Memory:
             UnknownMemory: if there is no such memory (of this user).
             ValueError: for text or timestamp that do not fit, and for a document: add it again instead.
         """
-        return adding.update(self.engine, id, text, timestamp, metadata, user_id)
+        return adding.update(self.engine, id, text, timestamp, metadata, owner_of(user_id))
 
     def add_document(
         self,
@@ -178,7 +195,7 @@ class Memory:
 
         Raises UnknownMemory if there is no such memory (of this user, if one is given).
         """
-        forgetting.delete(self.engine, id, user_id)
+        forgetting.delete(self.engine, id, owner_of(user_id))
 
     def delete_all(
         self,
@@ -257,7 +274,7 @@ class Memory:
 
     def get(self, id: str, *, user_id: str | None = None) -> MemoryRecord:
         """A memory in the version that holds. Raises UnknownMemory if there is none (of this user, or shared)."""
-        return lookup.get(self.engine.store, id, user_id)
+        return lookup.get(self.engine.store, id, owner_of(user_id))
 
     def list(
         self,
@@ -283,11 +300,11 @@ class Memory:
 
     def history(self, id: str, *, user_id: str | None = None) -> _List[MemoryRecord]:
         """All versions of a memory, the oldest first. Raises UnknownMemory as `get` does."""
-        return lookup.history(self.engine.store, id, user_id)
+        return lookup.history(self.engine.store, id, owner_of(user_id))
 
     def document(self, id: str, *, user_id: str | None = None) -> str:
         """The whole text of a document. Raises UnknownMemory if there is none (of this user)."""
-        return lookup.document(self.engine.store, id, user_id)
+        return lookup.document(self.engine.store, id, owner_of(user_id))
 
     def events(self, id: str | None = None, *, user_id: str | None = None) -> _List[dict[str, Any]]:
         """The log, or what it says of one memory: dictionaries with number, time, kind, id and what was changed."""

@@ -39,6 +39,22 @@ class Scope:
         """The three names, as the tables have them."""
         return self.user_id, self.agent_id, self.run_id
 
+    def sees(self, other: "Scope") -> bool:
+        """Whether a memory of another scope may be seen from this one, as a search sees it."""
+        if other.user_id not in ("", self.user_id):
+            return False
+        if (self.agent_id or not other.user_id) and other.agent_id not in ("", self.agent_id):
+            return False
+        return not self.run_id or other.run_id in ("", self.run_id)
+
+    def owns(self, other: "Scope") -> bool:
+        """Whether a memory of another scope may be changed and forgotten from this one."""
+        if other.user_id != self.user_id:
+            return False
+        if (self.agent_id or not self.user_id) and other.agent_id != self.agent_id:
+            return False
+        return not self.run_id or other.run_id == self.run_id
+
 
 @dataclass(frozen=True)
 class MemoryRecord:
@@ -205,9 +221,11 @@ class Message:
     source_id: str | None
 
 
-def check_owner(user_id: str | None) -> str | None:
+def owner_of(user_id: str | None) -> Scope | None:
     """Whose a memory has to be: None for anybody's, "" for shared ones only. Raises ValueError for what is no name."""
-    return user_id if user_id is None or user_id == "" else check_name("user_id", user_id)
+    if user_id is None:
+        return None
+    return Scope() if user_id == "" else Scope.of(user_id)
 
 
 def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:

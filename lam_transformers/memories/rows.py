@@ -141,11 +141,14 @@ def digest_of(*values: str | bytes | None) -> str:
     return digest.hexdigest()
 
 
-def exactly(scope: Scope) -> tuple[str, list[str]]:
-    """A condition for memories of a scope: the user named (or none), and the agent and run where they are given."""
+def exactly(scope: Scope, strictly: bool = False) -> tuple[str, list[str]]:
+    """A condition for memories of a scope: the user named (or none), and the agent and run where they are given.
+
+    strictly: without a user and an agent only what is shared, not what belongs to agents.
+    """
     where = "user_id = ?"
     values = [scope.user_id]
-    if scope.agent_id:
+    if scope.agent_id or (strictly and not scope.user_id):
         where += " AND agent_id = ?"
         values.append(scope.agent_id)
     if scope.run_id:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import shutil
 import sqlite3
 import threading
 import time
@@ -216,10 +215,6 @@ class SQLiteStore:
         """Bytes on disk."""
         paths = (self.place + ending for ending in ("", "-wal"))
         return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
-
-    def free_space(self) -> int:
-        """Bytes that are left on the disk of the file."""
-        return shutil.disk_usage(Path(self.place).resolve().parent).free
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -1,13 +1,14 @@
 """What is remembered is found again, by those who may see it, in the version that held."""
 
 import datetime
+import itertools
 import json
 import sqlite3
 
 import numpy as np
 import pytest
 
-from lam_transformers.memories import Memory, MemoryFileRefused, MemoryUnavailable, Ranking, UnknownMemory
+from lam_transformers.memories import Memory, MemoryFileRefused, MemoryUnavailable, Ranking, Scope, UnknownMemory
 
 TALK = [
     {"role": "user", "content": "The dog sleeps in the house.", "timestamp": "2026-03-01T10:00:00Z", "id": "a"},
@@ -273,3 +274,66 @@ def test_the_example_assistant(memory):
     assert "I live in the red house." in said
     assert answer(memory, "ada", "forget " + said.rsplit("[", 1)[1].rstrip("]")) == "Forgotten."
     assert memory.list(user_id="ada") == []
+
+
+def test_nothing_leads_out_of_a_scope(memory):
+    """By no method and no id: another user's data is as unknown as what does not exist."""
+    said = {}
+    for user, agent, run in itertools.product((None, "ada", "bob"), (None, "helper", "coach"), (None, "chat", "walk")):
+        names = {"user_id": user, "agent_id": agent, "run_id": run}
+        said[user, agent, run] = memory.add(f"The dog of {user}, {agent}, {run}.", **names)[0]
+    papers = {
+        user: memory.add_document(f"# The dog in the papers of {user}\n\nThe cat.", user_id=user)
+        for user in (None, "ada", "bob")
+    }
+    for user, agent, run in itertools.product((None, "ada"), (None, "helper"), (None, "chat")):
+        own = memory.within(user_id=user, agent_id=agent, run_id=run)
+        seen = {record.id for record in said.values() if own.scope.sees(scope_of(record))}
+        papers_seen = {papers[None].id, papers[user].id}
+        results = own.search("dog", top_k=100, ranking=Ranking(duplicates=None), kinds=["memory", "document"])
+        assert {result.id for result in results} == seen | papers_seen
+        for record in [*said.values(), *papers.values()]:
+            for call in (own.get, own.history, own.events):
+                if record.id in seen | papers_seen:
+                    call(record.id)
+                else:
+                    with pytest.raises(UnknownMemory, match="There is no memory"):
+                        call(record.id)
+            if not own.scope.owns(scope_of(record)):
+                for change in (own.delete, lambda id, own=own: own.update(id, "Mine.")):
+                    with pytest.raises(UnknownMemory, match="There is no memory"):
+                        change(record.id)
+        for paper_of, paper in papers.items():
+            if paper_of == "bob":
+                with pytest.raises(UnknownMemory):
+                    own.document(paper.id)
+                with pytest.raises(UnknownMemory):
+                    own.get(f"{paper.id}-0")
+            elif paper_of is None:
+                assert own.document(paper.id).endswith("The cat.")
+        assert all(own.scope.owns(scope_of(record)) for record in own.list(limit=1000))
+    own = memory.within(user_id="ada", agent_id="helper")
+    assert own.delete_all() == 3
+    assert own.list() == []
+    assert {r.text for r in memory.list(user_id="bob", kinds=["memory"])} == {
+        record.text for (user, _, _), record in said.items() if user == "bob"
+    }
+    assert memory.within(run_id="chat").delete_all() == 1  # what is shared, and nothing of an agent or a user
+    with pytest.raises(ValueError, match="delete_all needs"):
+        memory.within().delete_all()
+
+
+def scope_of(record):
+    return Scope(record.user_id or "", record.agent_id or "", record.run_id or "")
+
+
+def test_what_is_written_in_a_scope_belongs_to_it(memory):
+    own = memory.within(user_id="ada", agent_id="helper", run_id="chat")
+    text = own.add("The dog.", key="dog")[0]
+    turn = own.add(TALK)[0]
+    assert scope_of(text) == scope_of(turn) == own.scope
+    assert own.update(text.id, "The cat.").text == "The cat."
+    assert np.isfinite(own.gist()).all()
+    own.delete(turn.id)
+    assert own.list()[0].text == "The cat."
+    assert scope_of(own.add_document("The river.")) == Scope("ada", "helper")
