@@ -71,7 +71,7 @@ test-serving: $(VENV)/serving/.done
 $(VENV)/serving/.done: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(@D)
 	grep '^torch==' constraints.txt > $(@D)/torch.txt
-	$(@D)/bin/python -m pip install -q -c $(@D)/torch.txt -e ".[serve,serve-tests]"
+	$(@D)/bin/python -m pip install -q --no-compile -c $(@D)/torch.txt -e ".[serve,serve-tests]"
 	touch $@
 
 lint: $(VENV)/.dev
@@ -91,15 +91,16 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e .
 	touch $@
 
+# Without --no-compile pip compiles every module of every package here; those that are used are compiled when they are.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx,serve]"
+	$(PIP) install -q --no-compile -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx,serve]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.
 $(VENV)/frameworks/%/.done: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m venv $(@D)
 	grep '^torch==' constraints.txt > $(@D)/torch.txt
-	$(@D)/bin/python -m pip install -q -c $(@D)/torch.txt -e ".[$*]" pytest
+	$(@D)/bin/python -m pip install -q --no-compile -c $(@D)/torch.txt -e ".[$*]" pytest
 	touch $@
 
 $(ENDS:%=$(VENV)/%/.done): $(VENV)/%/.done: $(VENV)/bin/python pyproject.toml constraints.txt tests/version_bounds.py
@@ -107,7 +108,7 @@ $(ENDS:%=$(VENV)/%/.done): $(VENV)/%/.done: $(VENV)/bin/python pyproject.toml co
 	$(BIN)/python -m venv $(@D)
 	echo '$(TORCH)' > $(@D)/versions.txt
 	$(BIN)/python tests/version_bounds.py $* >> $(@D)/versions.txt
-	$(@D)/bin/python -m pip install -q -c $(@D)/versions.txt -e ".[train,bulk,test]"
+	$(@D)/bin/python -m pip install -q --no-compile -c $(@D)/versions.txt -e ".[train,bulk,test]"
 	touch $@
 
 clean:

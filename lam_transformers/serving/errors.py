@@ -55,6 +55,9 @@ class TooLarge(ServeError):
         super().__init__(413, "too_large", message, param, code="request_too_large")
 
 
+STILL_LOADING = "The model is still loading; ask again in a few seconds."
+
+
 class NotReady(ServeError):
     """The model is still loading, or the server is stopping."""
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from .errors import Cancelled, NotReady, ServeError, TooLarge
+from .errors import STILL_LOADING, Cancelled, NotReady, ServeError, TooLarge
 from .service import Service
 from .settings import LOOPBACK
 
@@ -101,7 +101,7 @@ class Guard:
             self._check_host(scope)
             scope["lam.owner"] = self._check_key(scope)
             if not self._is_open(scope) and not self.service.ready:
-                raise NotReady("The model is still loading; ask again in a few seconds.")
+                raise NotReady(STILL_LOADING)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._body(scope, receive, held)
             await self.app(scope, receive, request.send)

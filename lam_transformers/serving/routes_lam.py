@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from ..encoding import late_chunks
 from .answers import encoded, json_answer
-from .errors import Cancelled, InvalidInput, NotReady, ServeError, TooLarge
+from .errors import STILL_LOADING, Cancelled, InvalidInput, NotReady, ServeError, TooLarge
 from .schemas import (
     AppendRequest,
     LateChunks,
@@ -38,7 +38,7 @@ def lam_routes(service: Service) -> APIRouter:
     def store() -> SessionStore:
         if service.sessions is None:
             if not service.ready:
-                raise NotReady("The model is still loading; ask again in a few seconds.")
+                raise NotReady(STILL_LOADING)
             raise ServeError(501, "not_supported", "Only a LAM has sessions; this server runs another model.")
         return service.sessions
 

@@ -1,6 +1,7 @@
 """Ollama's endpoint /api/embed, and the two that its clients ask before."""
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,7 +15,9 @@ from .service import Service
 
 def ollama_routes(service: Service) -> APIRouter:
     """The routes of one service."""
-    errors = {status: {"model": OllamaError} for status in (400, 401, 403, 404, 408, 413, 421, 429, 500, 503)}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": OllamaError} for status in (400, 401, 403, 404, 408, 413, 421, 429, 500, 503)
+    }
     router = APIRouter(prefix="/api", tags=["Ollama"], responses=errors)
 
     @router.post("/embed", response_model=OllamaAnswer)

@@ -1,5 +1,7 @@
 """OpenAI's endpoints: /v1/embeddings and /v1/models."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from .answers import encoded, json_answer
@@ -10,7 +12,9 @@ from .service import Service
 
 def openai_routes(service: Service) -> APIRouter:
     """The routes of one service."""
-    errors = {status: {"model": OpenAIError} for status in (400, 401, 403, 404, 408, 413, 421, 429, 500, 503)}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": OpenAIError} for status in (400, 401, 403, 404, 408, 413, 421, 429, 500, 503)
+    }
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=errors)
 
     def about(name: str) -> dict:

@@ -1,6 +1,7 @@
 """The endpoints of Hugging Face's Text Embeddings Inference."""
 
 import asyncio
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -9,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 import lam_transformers
 
 from .answers import json_answer
-from .errors import InvalidInput, NotReady, ServeError
+from .errors import STILL_LOADING, InvalidInput, NotReady, ServeError
 from .metrics import CONTENT_TYPE
 from .schemas import (
     DecodeRequest,
@@ -29,7 +30,9 @@ CALLS = 512  # concurrent requests that /info names; what is limited is tokens
 
 def tei_routes(service: Service) -> APIRouter:
     """The routes of one service."""
-    errors = {status: {"model": TEIError} for status in (400, 401, 403, 408, 413, 421, 422, 429, 500, 503)}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": TEIError} for status in (400, 401, 403, 408, 413, 421, 422, 429, 500, 503)
+    }
     router = APIRouter(tags=["TEI"], responses=errors)
 
     @router.post("/embed", response_model=list[list[float]])
@@ -147,7 +150,7 @@ def tei_routes(service: Service) -> APIRouter:
         if service.draining:
             raise NotReady("The server is stopping.")
         if not service.ready:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
+            raise NotReady(STILL_LOADING)
         return Response(status_code=200)
 
     @router.get("/metrics", response_class=PlainTextResponse)

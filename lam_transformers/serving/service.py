@@ -6,14 +6,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
 
 from ..io.loading import load_sentence_transformer
 from .engine import LAMEngine, PaddedEngine, TextReader, longest_text, make_engine
-from .errors import Cancelled, InvalidInput, NotReady, ServeError, TooLarge
+from .errors import STILL_LOADING, Cancelled, InvalidInput, NotReady, ServeError, TooLarge
 from .metrics import Metrics
 from .scheduler import Job, Limits, Scheduler, Tokens
 from .sessions import SessionStore
@@ -22,8 +22,17 @@ from .turns import in_turns
 
 logger = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
+
 SHORT = 16_384  # characters of a request that is tokenised beside the long ones rather than after them
 CALLERS = 16  # threads of sessions and late chunks, each of which waits for its turns
+
+
+def _loaded(part: Part | None) -> Part:
+    """A part of the service that is there once the model is; raises NotReady before."""
+    if part is None:
+        raise NotReady(STILL_LOADING)
+    return part
 
 
 @dataclass
@@ -127,21 +136,15 @@ class Service:
 
     @property
     def scheduler(self) -> Scheduler:
-        if self._scheduler is None:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
-        return self._scheduler
+        return _loaded(self._scheduler)
 
     @property
     def reader(self) -> TextReader:
-        if self._reader is None:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
-        return self._reader
+        return _loaded(self._reader)
 
     @property
     def model(self) -> Any:
-        if self._model is None:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
-        return self._model
+        return _loaded(self._model)
 
     @property
     def is_lam(self) -> bool:
@@ -150,7 +153,7 @@ class Service:
     @property
     def engine(self) -> LAMEngine | PaddedEngine:
         if self._engine is None:
-            raise NotReady("The model is still loading; ask again in a few seconds.")
+            raise NotReady(STILL_LOADING)
         return self._engine
 
     @property
