@@ -8,6 +8,7 @@ import typer
 from . import convert
 from .encode import encode
 from .evaluate import compare, evaluate, report
+from .memory import memory
 from .serve import serve
 from .train import train
 
@@ -21,6 +22,7 @@ def main(verbose: Annotated[bool, typer.Option(help="Log what is done.")] = Fals
 
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(memory, name="memory")
 for command in (
     encode,
     serve,
