@@ -245,15 +245,16 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated_after_a_copy(words_
 
     words_only.add("The dog.", user_id="ada")
     words_only.close()
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(store, "MIGRATIONS", {1: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
+    now = store.SCHEMA_VERSION
+    monkeypatch.setattr(store, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setattr(store, "MIGRATIONS", {now: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
     with Memory(place, model=None) as migrated:
         assert texts(migrated.search("dog", user_id="ada")) == ["The dog."]
-        assert migrated.settings()["schema"] == "2"
+        assert migrated.settings()["schema"] == str(now + 1)
     monkeypatch.undo()
     with pytest.raises(MemoryFileRefused, match="newer version"):
         Memory(place, model=None)
-    with Memory(place + ".schema-1", model=None) as copy:
+    with Memory(f"{place}.schema-{now}", model=None) as copy:
         assert texts(copy.search("dog", user_id="ada")) == ["The dog."]
 
 
