@@ -1,5 +1,8 @@
 """Who may see what of a memory over HTTP: keys, their scopes, and what happens without one."""
 
+import json
+import logging
+
 import pytest
 
 from lam_transformers.memories import Keys, Memory, MemoryFileDamaged, MemoryFileRefused, Scope
@@ -222,6 +225,37 @@ def test_a_damaged_file_is_refused_before_the_start(tmp_path):
         place.write_bytes(damaged)
         with pytest.raises((MemoryFileDamaged, MemoryFileRefused), match=r"memory\.db"):
             check_memory(Settings(model="tiny-lam", memory=str(place)), "127.0.0.1")
+
+
+def test_lam_serve_refuses_a_damaged_file_in_one_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from lam_transformers.cli import app
+
+    place = tmp_path / "memory.db"
+    place.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    ended = CliRunner().invoke(app, ["serve", "tiny-lam", "--memory", str(place)])
+    assert ended.exit_code == 1
+    assert "memory.db" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_nothing_of_a_memory_is_in_the_access_log(ada, user, caplog):
+    with caplog.at_level(logging.INFO, logger="lam.access"):
+        id = ada.post("/memories", json={"messages": "The dog.", "run_id": "chat"}).json()["results"][0]["id"]
+        ada.get(f"/memories/{id}", params={"run_id": "chat"})
+        ada.get("/memories/nothing")
+        ada.post("/search", json={"query": "guitar"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "lam.access"]
+    assert len(lines) == 4
+    assert [json.loads(line)["path"] for line in lines][1:3] == ["/memories/{memory_id}"] * 2
+    for secret in (id, user, "chat", "dog", "guitar", ada.headers["X-API-Key"]):
+        assert not any(secret in line for line in lines)
+
+
+def test_there_is_one_copy_of_the_weights(memory_server):
+    service = memory_server.service
+    assert service.memory._reader.parts.lam.embeddings is service.model.transformers_model.embeddings
 
 
 def test_another_model_than_a_lam_has_no_memory(padded_folder, tmp_path):

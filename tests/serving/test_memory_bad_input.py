@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from urllib.parse import quote
 
 import pytest
@@ -56,24 +57,32 @@ def test_fields_that_do_not_fit(ada, path):
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ("", "text is empty"), (" \n", "text is empty"), ("a\0b", "NUL"), ([], "one or more"), (None, "messages"),
-        ("x" * 10_000_000, "10,000,000 characters.*POST /documents"), ([TURN] * 6, "takes 5 at once"),
+        ("", "text is empty"),
+        (" \n", "text is empty"),
+        ("a\0b", "NUL"),
+        ([], "one or more"),
+        (None, "messages"),
+        ("x" * 10_000_000, "10,000,000 characters.*POST /documents"),
+        ([TURN] * 6, "takes 5 at once"),
         ([{"role": "user", "content": "x" * 10_000_000}], "10,000,000 characters.*POST /documents"),
-        ([{"content": "secret"}], r"messages\[0\] has no 'role'"), ([TURN, {"role": "user"}], r"\[1\] has no 'content'"),
-        ([TURN, "secret"], r"messages\[1\] must be a dictionary"), ([{"role": "", "content": "x"}], "'role'. is empty"),
-        ([{"role": "user", "content": None}], "must be a string"), ([{**TURN, "timestamp": "soon"}], "ISO 8601"),
-        ([{**TURN, "timestamp": "2026-01-01T00:00:00"}], "no zone"), ([{**TURN, "timestamp": 10**400}], "no second"),
+        ([{"content": "secret"}], r"messages\[0\] has no 'role'"),
+        ([TURN, {"role": "user"}], r"\[1\] has no 'content'"),
+        ([TURN, "secret"], r"messages\[1\] must be a dictionary"),
+        ([{"role": "", "content": "x"}], "'role'. is empty"),
+        ([{"role": "user", "content": None}], "must be a string"),
+        ([{**TURN, "timestamp": "soon"}], "ISO 8601"),
+        ([{**TURN, "timestamp": "2026-01-01T00:00:00"}], "no zone"),
+        ([{**TURN, "timestamp": 10**400}], "no second"),
         ([{**TURN, "timestamp": 9}, {**TURN, "timestamp": 8}], "put them in order"),
-        ([{**TURN, "metadata": [1]}], "dictionary"), ([{**TURN, "metadata": "x"}], "dictionary"),
+        ([{**TURN, "metadata": [1]}], "dictionary"),
+        ([{**TURN, "metadata": "x"}], "dictionary"),
     ],
-)  # fmt: skip
+)
 def test_messages(ada, messages, message):
     for path, more in (("/memories", {}), ("/conversations", {"run_id": "chat"})):
         if path == "/conversations" and isinstance(messages, str):
             assert "must be a list" in refused(ada.post(path, json={"messages": messages, **more}))
             continue
-        import re
-
         assert re.search(message, refused(ada.post(path, json={"messages": messages, **more})))
     assert ada.get("/memories").json() == {"results": []}
 
@@ -103,9 +112,21 @@ def test_metadata(ada):
 
 @pytest.mark.parametrize(
     "name",
-    ["o'brien", '"; DROP TABLE memories; --', "../../etc/passwd", "a/b\\c", "%", "_", "*", "?&#=", "a\nb",
-     "\u202eada", "\u00e4", "x" * 1000],
-)  # fmt: skip
+    [
+        "o'brien",
+        '"; DROP TABLE memories; --',
+        "../../etc/passwd",
+        "a/b\\c",
+        "%",
+        "_",
+        "*",
+        "?&#=",
+        "a\nb",
+        "\u202eada",
+        "\u00e4",
+        "x" * 1000,
+    ],
+)
 def test_odd_names_are_only_names(client_for, user, name):
     client = client_for(user_id=user + name[:900])
     client.post("/conversations", json={"messages": [TURN], "run_id": name})
@@ -139,12 +160,22 @@ def test_unknown_ids(ada, id):
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", f"limit={10**30}", "offset=-1", f"offset={10**30}", "kinds=dream",
-     "userid=ada", "limit=", "user_id=a&secrets=b"],
-)  # fmt: skip
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        f"limit={10**30}",
+        "offset=-1",
+        f"offset={10**30}",
+        "kinds=dream",
+        "userid=ada",
+        "limit=",
+        "user_id=a&secrets=b",
+    ],
+)
 def test_queries_of_a_list(ada, query):
     refused(ada.get(f"/memories?{query}"))
-    refused(ada.get(f"/documents?{query}")) if "kinds" not in query else None
+    refused(ada.get(f"/documents?{query}"))
 
 
 def test_a_misspelt_name_deletes_nothing(ada):
@@ -155,10 +186,21 @@ def test_a_misspelt_name_deletes_nothing(ada):
 
 @pytest.mark.parametrize(
     "options",
-    [{"top_k": 0}, {"top_k": 1001}, {"limit": "5"}, {"kinds": ["dream"]}, {"kinds": []}, {"after": "yesterday"},
-     {"as_of": "2026-01-01"}, {"threshold": "high"}, {"filters": {"colour": "red"}}, {"filters": {"user_id": 5}},
-     {"filters": {"AND": [{"user_id": "secret"}]}}, {"run_id": "a", "filters": {"run_id": "b"}}],
-)  # fmt: skip
+    [
+        {"top_k": 0},
+        {"top_k": 1001},
+        {"limit": "5"},
+        {"kinds": ["dream"]},
+        {"kinds": []},
+        {"after": "yesterday"},
+        {"as_of": "2026-01-01"},
+        {"threshold": "high"},
+        {"filters": {"colour": "red"}},
+        {"filters": {"user_id": 5}},
+        {"filters": {"AND": [{"user_id": "secret"}]}},
+        {"run_id": "a", "filters": {"run_id": "b"}},
+    ],
+)
 def test_options_of_a_search(ada, options):
     refused(ada.post("/search", json={"query": "dog", **options}))
 
