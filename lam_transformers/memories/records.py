@@ -188,7 +188,7 @@ def check_time(what: str, value: Any) -> float:
         raise ValueError(f"{what} must be a time with a zone or seconds since 1970, got {value!r}.")
     if not -62_135_596_800 <= value <= 253_402_300_799:
         raise ValueError(f"{what} {value!r:.30} is no second of the years 1 to 9999; were these milliseconds?")
-    return float(value)
+    return round(float(value), 6)
 
 
 def as_datetime(seconds: float) -> datetime.datetime:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 
 from ..memories import MemoryRecord, Scope, ScopedMemory, SearchResult, UnknownMemory
 from .answers import encoded
@@ -242,14 +241,14 @@ def memory_routes(service: Service) -> APIRouter:
 
     text_answer: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-    @router.get("/documents/{document_id}/text", response_class=PlainTextResponse, responses=text_answer)
+    @router.get("/documents/{document_id}/text", response_class=Response, responses=text_answer)
     async def get_text(document_id: str, names: Names, request: Request) -> Response:
         """The whole text of a document."""
         own = part(request, names)
 
         def run() -> Response:
             _check_document(own, document_id)
-            return PlainTextResponse(own.document(document_id))
+            return Response(own.document(document_id), media_type="text/plain")
 
         return await service.memory.look(request, run)
 

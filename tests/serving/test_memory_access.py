@@ -65,7 +65,7 @@ def test_every_operation_is_tried():
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_another_users_data_never_appears(client_for, user, theirs, method, path):
+def test_another_users_data_never_appears(client_for, user, theirs, nothing_shared_is_left, method, path):
     needs_run = {"run_id": "chat"} if path.startswith("/conversations") and method != "POST" else {}
     for names in ({"user_id": user}, {"user_id": user, "agent_id": "robot"}, {"agent_id": "robot"}, {}):
         client = client_for(**names)

@@ -41,15 +41,12 @@ def test_what_is_no_json(ada, path):
 @pytest.mark.parametrize("path", POSTS)
 def test_fields_that_do_not_fit(ada, path):
     good = POSTS[path]
-    for field in [*good, "user_id", "agent_id", "timestamp", "metadata", "title", "top_k", "kinds", "as_of", "userid"]:
-        for wrong in (5.5, True, {}, [None], [["secret"]], {"secret": 1}, -1, "\0secret", 10**400):
+    times = ("timestamp", "as_of")
+    for field in [*good, "user_id", "agent_id", "metadata", "title", "top_k", "kinds", "userid", *times]:
+        for wrong in (5.5, True, {}, [["secret"]], "\0x", 10**400):
             answer = ada.post(path, json=good | {field: wrong})
-            is_fine = (field, path) in {("metadata", "/memories"), ("metadata", "/documents")} and isinstance(
-                wrong, dict
-            )
-            if field == "timestamp" and path in ("/memories", "/documents") and wrong in (5.5, -1):
-                is_fine = True
-            if not is_fine:
+            is_fine = (field == "metadata" and isinstance(wrong, dict)) or (field in times and wrong == 5.5)
+            if not is_fine or answer.status_code != 200:
                 refused(answer, 403, 422)
     assert "userid" in refused(ada.post(path, json=good | {"userid": "secret"}))
 
@@ -170,7 +167,7 @@ def test_unknown_ids(ada, id):
         "kinds=dream",
         "userid=ada",
         "limit=",
-        "user_id=a&secrets=b",
+        "limit=1&other=b",
     ],
 )
 def test_queries_of_a_list(ada, query):
@@ -214,7 +211,7 @@ def test_queries_have_no_syntax(ada):
 def test_other_methods_and_places(ada):
     refused(ada.request("PATCH", "/memories"), 405)
     refused(ada.get("/search"), 405)
-    for path in ("/memories/", "/memories/a/b", "/documents/a/b/c", "/conversations/x", "/search/x", "//memories"):
+    for path in ("/memories/", "/memories/a/b", "/documents/a/b/c", "/conversations/x", "/search/x"):
         refused(ada.get(path), 404)
     refused(ada.get("/memories/" + quote("a/b", safe="")), 404)
 
@@ -259,10 +256,10 @@ def test_a_client_that_goes_leaves_no_half(start_server, tmp_path):
     import httpx
 
     server = start_server(memory=str(tmp_path / "memory.db"), memory_open=True)
-    text = "\n\n".join(["the old man plays guitar in the house " * 40] * 200)
+    text = "\n\n".join(["the old man plays guitar in the house " * 30] * 250)
     with server.client() as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/documents", json={"text": text, "title": "Long"}, timeout=0.3)
         assert client.get("/documents").json()["results"] == []
         assert client.post("/documents", json={"text": text, "title": "Long"}).json()["version"] == 1
-        assert len(client.get("/memories", params={"kinds": "paragraph", "limit": 1000}).json()["results"]) == 200
+        assert len(client.get("/memories", params={"kinds": "paragraph", "limit": 1000}).json()["results"]) == 250

@@ -53,7 +53,7 @@ def page(memory_server):
 
 
 @pytest.mark.slow
-def test_a_person_at_the_page(page, memory_server, memory_place, user):
+def test_a_person_at_the_page(page, memory_server, memory_place, user, nothing_shared_is_left):
     with Memory(memory_place, model=None) as memory:
         keys = Keys(memory.store)
         key = keys.add(user, Scope(user))
@@ -69,8 +69,8 @@ def test_a_person_at_the_page(page, memory_server, memory_place, user):
         page.fill("#text", said)
         page.fill("#fact", "dog" if "dog" in said else "")
         page.click("#add")
-        page.wait_for_function("document.getElementById('added').textContent === 'Remembered.'")
-        page.wait_for_function("document.getElementById('text').value === ''")
+        page.locator("article", has_text=said).wait_for()
+        assert page.inner_text("#added") == "Remembered."
     page.click("#list")
     page.wait_for_selector("#status:has-text('2 memories')")
     assert page.locator("article .said").all_inner_texts() == ["The dog of the old man sleeps.", MARKUP]
