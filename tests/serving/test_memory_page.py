@@ -83,7 +83,7 @@ def test_a_person_at_the_page(page, memory_server, memory_place, user, nothing_s
     dog.get_by_role("button", name="Why").click()
     assert "strength" in dog.locator("table").inner_text()
     dog.get_by_role("button", name="Strengths").click()
-    dog.locator("svg polyline").first.wait_for()
+    dog.locator("svg").wait_for()
     assert dog.locator("svg polyline").count() == 2
     assert dog.locator("td", has_text="recalled").count() == 2
     if os.environ.get("LAM_MEMORY_SCREENSHOT"):
