@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ..memories import MemoryRecord, Scope, ScopedMemory, SearchResult, UnknownMemory
+from ..memories.strengths import FAST_KEPT, SLOW_KEPT
 from .answers import encoded
 from .errors import InvalidInput, ServeError
 from .memory_schemas import (
@@ -172,11 +173,14 @@ def memory_routes(service: Service) -> APIRouter:
 
     @router.get("/memories/{memory_id}/events", response_model=list[MemoryEvent])
     async def events(memory_id: str, names: Names, request: Request) -> Response:
-        """What the log says of a memory: when it was written and recalled, and how its strengths moved."""
+        """What the log says of a memory: when it was written and recalled, and how its strengths moved.
+
+        `fast_before` and `slow_before` are what was left of the strengths, after the sessions that had passed.
+        """
         own = part(request, names)
 
         def run() -> Response:
-            return _json([{**event, "time": event["time"].isoformat()} for event in own.events(memory_id)])
+            return _json(_events(own.events(memory_id)))
 
         return await service.memory.look(request, run)
 
@@ -402,3 +406,21 @@ def _versions(versions: Sequence[MemoryRecord]) -> list[dict[str, Any]]:
         }
         for version, before in zip(versions, texts, strict=False)
     ]
+
+
+def _events(happened: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log, with what was left of the strengths before each time that they were set."""
+    answer = []
+    last: dict[str, Any] | None = None
+    for event in happened:
+        shown = {**event, "time": event["time"].isoformat()}
+        if "fast" in event:
+            if last is not None:
+                passed = event["session"] - last["session"]
+                shown |= {
+                    "fast_before": last["fast"] * FAST_KEPT**passed,
+                    "slow_before": last["slow"] * SLOW_KEPT**passed,
+                }
+            last = event
+        answer.append(shown)
+    return answer

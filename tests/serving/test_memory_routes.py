@@ -82,6 +82,9 @@ def test_a_search_explains_itself_and_recall_makes_stronger(ada):
     assert [event["kind"] for event in happened] == ["added", "strength", "recalled", "recalled"]
     assert happened[1]["slow"] < happened[2]["slow"] < happened[3]["slow"] or happened[1]["slow"] == 1
     assert happened[3]["recalls"] == 2
+    # In one session nothing fades.
+    assert (happened[3]["fast_before"], happened[3]["slow_before"]) == (1.0, happened[2]["slow"])
+    assert "fast_before" not in happened[1]
     assert memories(ada.post("/search", json={"query": "old river", "threshold": item["score"] + 1})) == []
 
 

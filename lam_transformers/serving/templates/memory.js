@@ -148,29 +148,38 @@ async function strengths(memory, below) {
   const rows = events.map((event) => [
     when(event.time),
     event.kind,
-    number(event.fast),
-    number(event.slow),
+    fading(event, "fast"),
+    fading(event, "slow"),
     event.recalls === undefined ? "" : String(event.recalls),
   ]);
   content.append(table(["when", "what happened", "fast", "slow", "recalls"], rows));
   show(below, "Strengths", content);
 }
 
-// Both strengths from event to event, 0 at the bottom and 1 at the top.
+function fading(event, name) {
+  const before = event[name + "_before"];
+  return (before === undefined ? "" : number(before) + " → ") + number(event[name]);
+}
+
+// Both strengths, 0 at the bottom and 1 at the top: they fade from event to event and are set at each.
 function curves(moved) {
   const picture = document.createElementNS(DRAWING, "svg");
   picture.setAttribute("viewBox", "0 0 400 100");
+  picture.setAttribute("preserveAspectRatio", "none");
   picture.setAttribute("role", "img");
   picture.setAttribute("class", "curves");
   picture.setAttribute("aria-label", "Fast (blue) and slow (orange) strength, from event to event");
-  const places = moved.length > 1 ? moved : [moved[0], moved[0]];
+  const step = 390 / Math.max(moved.length - 1, 1);
   for (const [name, colour] of [["fast", "#1f5fbf"], ["slow", "#d9822b"]]) {
+    const points = [];
+    moved.forEach((event, i) => {
+      for (const value of [event[name + "_before"], event[name]]) {
+        if (value !== undefined) points.push((5 + i * step).toFixed(1) + "," + (95 - 90 * value).toFixed(1));
+      }
+    });
     const line = document.createElementNS(DRAWING, "polyline");
-    const points = places.map((event, i) => (5 + (390 * i) / (places.length - 1)).toFixed(1) + "," + (95 - 90 * event[name]).toFixed(1));
-    line.setAttribute("points", points.join(" "));
-    line.setAttribute("fill", "none");
-    line.setAttribute("stroke", colour);
-    line.setAttribute("stroke-width", "2");
+    const looks = { points: points.join(" "), fill: "none", stroke: colour, "stroke-width": "2", "vector-effect": "non-scaling-stroke" };
+    for (const [key, value] of Object.entries(looks)) line.setAttribute(key, value);
     picture.append(line);
   }
   return picture;
