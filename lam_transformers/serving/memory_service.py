@@ -300,7 +300,7 @@ class MemoryService:
         request: Request,
         threads: ThreadPoolExecutor,
         function: Callable[[], Result],
-        cancel: Callable[[], object] = lambda: None,
+        cancel: Callable[[], None] = lambda: None,
     ) -> Result:
         result: Result = await watched(request, asyncio.get_running_loop().run_in_executor(threads, function), cancel)
         return result

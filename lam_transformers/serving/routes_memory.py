@@ -103,8 +103,8 @@ def memory_routes(service: Service) -> APIRouter:
         text supersedes what the same user (and agent) had under that name.
         """
         own = part(request, body.names)
-        options = {"timestamp": body.timestamp, "metadata": body.metadata}
-        options = {name: value for name, value in options.items() if value is not None}
+        given = {"timestamp": body.timestamp, "metadata": body.metadata}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         content: Any = body.messages
         if isinstance(content, str):
             options |= {"key": body.key}
