@@ -17,6 +17,12 @@ memory = typer.Typer(
     help="A memory of conversations and documents, in one database. docs/MEMORY.md", no_args_is_help=True
 )
 
+keys = typer.Typer(
+    help="Keys for `lam serve --memory`, each bound to a user, an assistant or a conversation. docs/SERVING.md",
+    no_args_is_help=True,
+)
+memory.add_typer(keys, name="keys")
+
 Place = Annotated[str, typer.Argument(metavar="MEMORY", help="memory.db, or postgresql://user@host/database.")]
 User = Annotated[str | None, typer.Option("--user", help="user_id; without it, what is shared.")]
 Agent = Annotated[str | None, typer.Option("--agent", help="agent_id.")]
@@ -209,3 +215,50 @@ def mcp(
         from ..memories.mcp_server import serve
 
         serve(_open(place, model), user, transport, host, port)
+
+
+@keys.command("add")
+def add_key(
+    place: Place,
+    name: Annotated[str, typer.Argument(help="What to call the key, such as the device that will have it.")],
+    user: Annotated[str | None, typer.Option("--user", help="user_id whose memories it opens.")] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="agent_id that it is bound to.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="run_id that it is bound to.")] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="It may write what is shared, and sees nothing else.")
+    ] = False,
+) -> None:
+    """Make a key and print it; it is shown this once, and only its hash is stored."""
+    with clear_errors(), _open(place, "none") as opened:
+        from ..memories import Keys, Scope
+
+        if shared == any((user, agent, run)):
+            raise ValueError("A key needs a scope: --user, --agent or --run, or --shared for what is shared.")
+        echo(Keys(opened.store).add(name, Scope.of(user, agent, run)))
+        say("This is the only time that the key is shown.")
+
+
+@keys.command("list")
+def list_keys(place: Place, as_json: AsJson = False) -> None:
+    """Show all keys by name, with their scopes and times; not the keys themselves, which are not stored."""
+    with clear_errors(), _open(place, "none") as opened:
+        from ..memories import Keys
+
+        for key in Keys(opened.store).list():
+            values = key.as_dict()
+            if as_json:
+                echo(json.dumps(values, ensure_ascii=False))
+                continue
+            bound = ", ".join(f"{name} {values[name]}" for name in ("user_id", "agent_id", "run_id") if values[name])
+            state = f"revoked {values['revoked'][:19]}" if key.revoked else "in use"
+            echo(f"{key.name}  {bound or 'shared'}  made {values['created'][:19]}  {state}")
+
+
+@keys.command("revoke")
+def revoke_key(place: Place, name: Annotated[str, typer.Argument(help="As `lam memory keys list` shows it.")]) -> None:
+    """From now on the key opens nothing."""
+    with clear_errors(), _open(place, "none") as opened:
+        from ..memories import Keys
+
+        Keys(opened.store).revoke(name)
+        say(f"Revoked {name}.")

@@ -24,17 +24,28 @@ def serve(
     sessions: Annotated[int, typer.Option(help="Sessions that may exist at once.", min=1)] = 256,
     session_seconds: Annotated[float, typer.Option(help="Life of an unused session.", min=1)] = 3600.0,
     session_folder: Annotated[Path | None, typer.Option(help="Where sessions are kept beyond a restart.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="A memory to serve too: memory.db, or postgresql://user@host/database. docs/MEMORY.md"),
+    ] = None,
+    memory_open: Annotated[
+        bool, typer.Option("--memory-open", help="Let this machine use the memory without a key (lam memory keys add).")
+    ] = False,
+    memory_strengths: Annotated[
+        bool, typer.Option("--memory-strengths", help="Keep strengths of memories, which recall makes stronger.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. LAM folders need none.")
     ] = False,
 ) -> None:
-    """Serve embeddings to clients of OpenAI, TEI and Ollama. docs/SERVING.md has the details."""
+    """Serve embeddings to clients of OpenAI, TEI and Ollama, and a memory. docs/SERVING.md has the details."""
     with clear_errors():
         import logging
 
         from transformers.utils import logging as transformers_logging
 
         try:
+            from ..serving.memory_service import check_memory
             from ..serving.server import bind, configure_logging
             from ..serving.server import serve as run
         except ImportError as error:
@@ -59,10 +70,16 @@ def serve(
             sessions=sessions,
             session_seconds=session_seconds,
             session_folder=None if session_folder is None else str(session_folder),
+            memory=memory,
+            memory_open=memory_open,
+            memory_strengths=memory_strengths,
         )
+        warning = check_memory(settings, host)
         listener = bind(host, port)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         who = f"{len(keys)} API keys" if keys else "no API key, so only this machine can reach it"
         configure_logging(logging.root.level)
         say(f"{settings.name} at {address} ({who}).")
+        if warning is not None:
+            say(warning)
         run(settings, listener, workers, say)

@@ -6,6 +6,7 @@
   scope, for servers and assistants.
 - `transfer` (export and import) and `upkeep` (verify, rebuild, stats). `intact`: reading a damaged database.
 - `adding`, `documents` (and `files`), `forgetting`: what changes a memory. `searching`, `lookup`: what asks it.
+- `keys`: by which others may use a part of it.
 - `conversations`: texts that grow, with the model's state. `strengths`: of memories that are recalled.
 - `writing`: rows that are written, and the log.
 - `engine`: what all of them share: the store, the model, the clock, and what this process keeps in memory.
@@ -20,12 +21,15 @@ which itself holds no text. Times are seconds since 1970 inside and datetimes (U
 """
 
 from .errors import MemoryFileDamaged, MemoryFileRefused, MemoryUnavailable, UnknownMemory
+from .keys import Key, Keys
 from .memory import Memory
 from .ranking import Ranking
 from .records import MemoryRecord, Scope, SearchResult
 from .scoped import ScopedMemory
 
 __all__ = [
+    "Key",
+    "Keys",
     "Memory",
     "MemoryFileDamaged",
     "MemoryFileRefused",

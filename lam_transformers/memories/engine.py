@@ -62,7 +62,8 @@ class Engine:
         self.store = store
         self.keeps_carried = keeps_carried
         self.keeps_strengths = keeps_strengths
-        self.now = now
+        # Whole microseconds: what is stored is then exactly what is shown, and `as_of` of that time finds it.
+        self.now = lambda: round(now(), 6)
         self.lock = threading.RLock()
         self._conversations: OrderedDict[Scope, KeptState] = OrderedDict()
         self.conversation_locks: dict[Scope, threading.Lock] = {}

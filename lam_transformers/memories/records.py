@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,11 +184,11 @@ def check_time(what: str, value: Any) -> float:
         if value.tzinfo is None or value.utcoffset() is None:
             raise ValueError(f"{what} {value.isoformat()} has no zone; add one, such as +00:00 or Z.")
         value = value.timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise ValueError(f"{what} must be a time with a zone or seconds since 1970, got {value!r}.")
     if not -62_135_596_800 <= value <= 253_402_300_799:
-        raise ValueError(f"{what} {value!r} is no second of the years 1 to 9999; were these milliseconds?")
-    return float(value)
+        raise ValueError(f"{what} {value!r:.30} is no second of the years 1 to 9999; were these milliseconds?")
+    return round(float(value), 6)
 
 
 def as_datetime(seconds: float) -> datetime.datetime:

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 
 from .errors import MemoryFileRefused
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# Keys of a server, each bound to a scope; only hashes of them.
+_API_KEYS = (
+    """CREATE TABLE api_keys (
+        digest TEXT PRIMARY KEY, name TEXT NOT NULL, user_id TEXT NOT NULL, agent_id TEXT NOT NULL,
+        run_id TEXT NOT NULL, created {real} NOT NULL, revoked {real})""",
+    "CREATE UNIQUE INDEX api_keys_in_use ON api_keys (name) WHERE revoked IS NULL",
+)
 
 # One statement each. {serial}: an integer key that is never used twice; {blob}: bytes; {real}: a 64-bit float.
 TABLES = (
@@ -56,10 +64,11 @@ TABLES = (
     "CREATE INDEX events_of_memory ON events (id)",
     # Counts the deletions of a user's memories: who holds a copy in memory sees that it has to look again.
     "CREATE TABLE deletions (user_id TEXT PRIMARY KEY, number BIGINT NOT NULL)",
+    *_API_KEYS,
 )
 
 # What turns schema version n into n + 1, run after a copy was made: {n: [statements]}.
-MIGRATIONS: dict[int, Sequence[str]] = {}
+MIGRATIONS: dict[int, Sequence[str]] = {1: _API_KEYS}
 
 
 class Transaction(Protocol):

@@ -17,6 +17,7 @@ from .guard import Guard, dialect, error_answer
 from .metrics import Metrics
 from .pages import page_routes
 from .routes_lam import lam_routes
+from .routes_memory import memory_routes
 from .routes_ollama import ollama_routes
 from .routes_openai import openai_routes
 from .routes_tei import tei_routes
@@ -66,6 +67,8 @@ def create_app(settings: Settings, on_failure: Callable[[], None] | None = None)
     app.state.service = service
     for routes in (openai_routes, tei_routes, ollama_routes, lam_routes):
         app.include_router(routes(service))
+    if settings.memory is not None:
+        app.include_router(memory_routes(service))
     app.include_router(page_routes(app, service))
     service.paths = frozenset(path for path in app.openapi()["paths"] if "{" not in path)
     app.add_exception_handler(ServeError, _serve_error)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .errors import STILL_LOADING, Cancelled, NotReady, ServeError, TooLarge
+from .memory_service import Access, is_memory_path
 from .service import Service
 from .settings import LOOPBACK
 
@@ -34,6 +35,8 @@ OPEN = (
     "/metrics",
     "/page.js",
     "/page.css",
+    "/memory",
+    "/memory.js",
     "/favicon.ico",
 )  # without a key
 SLOWEST = 20_000  # bytes a second that a large body has to come with
@@ -98,8 +101,12 @@ class Guard:
         request = _Request(scope, send, self.service)
         held = [0]
         try:
-            self._check_host(scope)
-            scope["lam.owner"] = self._check_key(scope)
+            if not self._keys:
+                self._check_local(scope)
+            if self.service.settings.memory is not None and is_memory_path(scope["path"]):
+                scope["lam.access"] = await self._check_memory_key(scope)
+            else:
+                scope["lam.owner"] = self._check_key(scope)
             if not self._is_open(scope) and not self.service.ready:
                 raise NotReady(STILL_LOADING)
             if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -122,10 +129,9 @@ class Guard:
     def _is_open(scope: Scope) -> bool:
         return scope["path"] in OPEN and scope["method"] in ("GET", "HEAD")
 
-    def _check_host(self, scope: Scope) -> None:
+    @staticmethod
+    def _check_local(scope: Scope) -> None:
         """Without a key only this machine may ask, and no web page that another site made its browser open."""
-        if self._keys:
-            return
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdigit() else host
@@ -141,12 +147,8 @@ class Guard:
         """
         if not self._keys or self._is_open(scope):
             return ""
-        headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"")
-        given = (
-            given[7:] if given[:7].lower() == b"bearer " else headers.get(b"api-key", headers.get(b"x-api-key", b""))
-        )
-        digest = hashlib.sha256(given.strip()).digest()
+        given = _key_of(scope)
+        digest = hashlib.sha256(given).digest()
         # Every key is compared, whether or not an earlier one was right.
         right = [hmac.compare_digest(digest, key) for key in self._keys]
         if not any(right):
@@ -158,6 +160,19 @@ class Guard:
                 code="invalid_api_key",
             )
         return digest.hex()
+
+    async def _check_memory_key(self, scope: Scope) -> Access:
+        """What the request may do with the memory, whose keys are its own.
+
+        Raises ServeError for a missing, wrong or revoked key, and for pages of others where none is needed.
+        """
+        access = await self.service.memory.admit(_key_of(scope))
+        if access.bound is None:
+            self._check_local(scope)
+            # What a page of another server on this machine may ask of an embedding server, it may not of a memory.
+            if dict(scope["headers"]).get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+                raise ServeError(403, "forbidden", "Without a key a memory answers to no other site's pages.")
+        return access
 
     async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> Receive:
         """Read the body within the limits of size and time; a `receive` that hands it over.
@@ -213,6 +228,15 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         return hand_over
+
+
+def _key_of(scope: Scope) -> bytes:
+    """The key that a request has, b"" for none."""
+    headers = dict(scope["headers"])
+    given = headers.get(b"authorization", b"")
+    if given[:7].lower() == b"bearer ":
+        return given[7:].strip()
+    return headers.get(b"api-key", headers.get(b"x-api-key", b"")).strip()
 
 
 class _Request:

@@ -1,4 +1,7 @@
-"""Pages for a person: / to try the model, /docs to read the interface. Nothing on them comes from another server."""
+"""Pages for a person: / to try the model, /memory to look after a memory, /docs to read the interface.
+
+Nothing on them comes from another server.
+"""
 
 from importlib.resources import files
 from typing import Any
@@ -16,13 +19,20 @@ def _template(name: str) -> str:
 def page_routes(app: FastAPI, service: Service) -> APIRouter:
     """The pages of one application."""
     router = APIRouter(include_in_schema=False)
-    names = ("page.html", "docs.html")
+    names = ("page.html", "memory.html", "docs.html")
     templates = Environment(loader=DictLoader({name: _template(name) for name in names}), autoescape=True)
 
     async def page() -> Response:
         html = templates.get_template("page.html").render(
-            name=service.settings.name, needs_key=bool(service.settings.api_keys), ready=service.ready
+            name=service.settings.name,
+            needs_key=bool(service.settings.api_keys),
+            ready=service.ready,
+            has_memory=service.settings.memory is not None,
         )
+        return Response(html, media_type="text/html")
+
+    async def memory() -> Response:
+        html = templates.get_template("memory.html").render(strengths=service.settings.memory_strengths)
         return Response(html, media_type="text/html")
 
     async def docs() -> Response:
@@ -34,7 +44,11 @@ def page_routes(app: FastAPI, service: Service) -> APIRouter:
 
     router.add_api_route("/", page, methods=["GET"])
     router.add_api_route("/docs", docs, methods=["GET"])
-    for name, kind in (("page.js", "text/javascript"), ("page.css", "text/css")):
+    assets = [("page.js", "text/javascript"), ("page.css", "text/css")]
+    if service.settings.memory is not None:
+        router.add_api_route("/memory", memory, methods=["GET"])
+        assets.append(("memory.js", "text/javascript"))
+    for name, kind in assets:
         router.add_api_route(f"/{name}", _asset(_template(name), kind), methods=["GET"])
     return router
 

@@ -13,12 +13,14 @@ from fastapi import Request
 
 from ..io.loading import load_sentence_transformer
 from .engine import LAMEngine, PaddedEngine, TextReader, longest_text, make_engine
-from .errors import STILL_LOADING, Cancelled, InvalidInput, NotReady, ServeError, TooLarge
+from .errors import STILL_LOADING, InvalidInput, NotReady, ServeError, TooLarge
+from .memory_service import MemoryService, ServedReader
 from .metrics import Metrics
 from .scheduler import Job, Limits, Scheduler, Tokens
 from .sessions import SessionStore
 from .settings import Settings
 from .turns import in_turns
+from .watching import watched
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Service:
         self.draining = False  # the server has been told to stop and answers what still comes
         self.failure: BaseException | None = None
         self.paths: frozenset[str] = frozenset()  # addresses that the access log may name before they are routed
+        self._memory: MemoryService | None = None
         self._model: Any = None
         self._engine: LAMEngine | PaddedEngine | None = None
         self._reader: TextReader | None = None
@@ -111,7 +114,15 @@ class Service:
         scheduler = Scheduler(engine, limits, on_row=self._count_row)
         # The first row of a process is slow: it is read before anybody waits for one.
         scheduler.submit([self._reader.read("The first text.")]).future.result()
+        if settings.memory is not None:
+            self._memory = self._open_memory(model, self._reader, scheduler)
         self._scheduler = scheduler
+
+    def _open_memory(self, model: Any, tokens: TextReader, scheduler: Scheduler) -> MemoryService:
+        if not self.is_lam:
+            raise ValueError(f"--memory needs a LAM, which {self.settings.model} is not.")
+        reader = ServedReader(self.settings.model, model, tokens, self.prompt(None), scheduler)
+        return MemoryService(self.settings, model, reader, scheduler)
 
     def _count_row(self, texts: int, tokens: int) -> None:
         self.metrics.row(texts, tokens)
@@ -127,6 +138,8 @@ class Service:
         """Answer what was accepted and end the threads; returns when all is done."""
         for executor in (self._short_texts, self._long_texts, self._callers):
             executor.shutdown(wait=True)
+        if self._memory is not None:
+            self._memory.stop()
         if self._scheduler is not None:
             self._scheduler.stop()
 
@@ -145,6 +158,10 @@ class Service:
     @property
     def model(self) -> Any:
         return _loaded(self._model)
+
+    @property
+    def memory(self) -> MemoryService:
+        return _loaded(self._memory)
 
     @property
     def is_lam(self) -> bool:
@@ -351,33 +368,6 @@ class Service:
             (self.metrics.tokenization, self.metrics.queue, self.metrics.inference), seconds, strict=True
         ):
             histogram.observe(value)
-
-
-async def watched(request: Request, result: asyncio.Future, cancel: Callable[[], None]) -> Any:
-    """The result of a future; `cancel` is called when the client goes first, or when the task is cancelled.
-
-    Raises Cancelled when the client has gone, and what the future raises; what is no ServeError becomes one.
-    """
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            raise Cancelled("The client has gone.")
-        return result.result()
-    except (ServeError, Cancelled):
-        raise
-    except Exception as error:
-        raise ServeError(500, "backend", "The model failed on this request; the server's log says why.") from error
-    finally:
-        gone.cancel()
-        if not result.done():
-            cancel()
-            result.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def note(request: Request, **facts: int) -> None:

@@ -28,6 +28,9 @@ class Settings:
         sessions: sessions that may exist at once.
         session_seconds: seconds without use after which a session is deleted.
         session_folder: where sessions are kept; all processes of a server share it.
+        memory: a memory's file or "postgresql://...", that is served too; None: no memory.
+        memory_open: let this machine use the memory without a key, as long as none was made for it.
+        memory_strengths: keep strengths of its memories, and let them count.
         grace_seconds: seconds after a signal to stop in which open connections are still answered.
     """
 
@@ -46,6 +49,9 @@ class Settings:
     sessions: int = 256
     session_seconds: float = 3600.0
     session_folder: str | None = None
+    memory: str | None = field(default=None, repr=False)
+    memory_open: bool = False
+    memory_strengths: bool = False
     grace_seconds: float = 0.5
 
     @property

@@ -11,7 +11,11 @@ from lam_transformers.cli import app
 @pytest.fixture
 def lam(tmp_path):
     def run(command, *arguments, code=0, input=None):
-        words = ["memory", command, str(tmp_path / "memory.db"), *arguments]
+        group = ["memory", command]
+        if command == "keys":
+            group.append(arguments[0])
+            arguments = arguments[1:]
+        words = [*group, str(tmp_path / "memory.db"), *arguments]
         ended = CliRunner().invoke(app, words, input=input)
         assert ended.exit_code == code, ended.output
         return ended.output
@@ -50,3 +54,23 @@ def test_errors_are_one_line(lam, tmp_path):
     assert "no memory" in lam("forget", "nope", code=1)
     (tmp_path / "memory.db").write_text("something else entirely", encoding="utf-8")
     assert "is no memory" in lam("search", "dog", *WORDS, code=1)
+
+
+def test_keys(lam, tmp_path):
+    key = lam("keys", "add", "phone", "--user", "ada").splitlines()[0]
+    assert key.startswith("lam-")
+    lam("keys", "add", "handbook", "--shared")
+    assert "There is a key named 'phone'" in lam("keys", "add", "phone", "--user", "bob", code=1)
+    for wrong in ((), ("--shared", "--user", "ada")):
+        assert "needs a scope" in lam("keys", "add", "other", *wrong, code=1)
+    lam("keys", "revoke", "phone")
+    assert "no key named 'phone'" in lam("keys", "revoke", "phone", code=1)
+    lines = lam("keys", "list").splitlines()
+    assert "user_id ada" in lines[0] and "revoked 20" in lines[0]
+    assert "shared" in lines[1] and "in use" in lines[1]
+    rows = [json.loads(line) for line in lam("keys", "list", "--json").splitlines()]
+    assert [(row["name"], row["user_id"], row["revoked"] is None) for row in rows] == [
+        ("phone", "ada", False),
+        ("handbook", None, True),
+    ]
+    assert key not in lam("keys", "list", "--json")

@@ -245,16 +245,31 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated_after_a_copy(words_
 
     words_only.add("The dog.", user_id="ada")
     words_only.close()
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(store, "MIGRATIONS", {1: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
+    now = store.SCHEMA_VERSION
+    monkeypatch.setattr(store, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setattr(store, "MIGRATIONS", {now: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
     with Memory(place, model=None) as migrated:
         assert texts(migrated.search("dog", user_id="ada")) == ["The dog."]
-        assert migrated.settings()["schema"] == "2"
+        assert migrated.settings()["schema"] == str(now + 1)
     monkeypatch.undo()
     with pytest.raises(MemoryFileRefused, match="newer version"):
         Memory(place, model=None)
-    with Memory(place + ".schema-1", model=None) as copy:
+    with Memory(f"{place}.schema-{now}", model=None) as copy:
         assert texts(copy.search("dog", user_id="ada")) == ["The dog."]
+
+
+def test_results_are_the_same_with_and_without_their_parts(memory):
+    memory.add(TALK, user_id="ada", run_id="chat")
+    memory.add("The old man sings in the house. " * 40, user_id="ada")
+    memory.add_document("# River\n\nThe dog runs.\n\nThe cat sings in the red street.")
+    for query in ("the dog", "who sings in the house?", "red"):
+        plain = memory.search(query, user_id="ada")
+        explained = memory.search(query, user_id="ada", explain=True)
+        assert [r.id for r in plain] == [r.id for r in explained]
+        assert [r.score for r in plain] == pytest.approx([r.score for r in explained], abs=1e-5)
+        assert [sum(r.parts[name] for name in ("vectors", "words", "personal", "said")) for r in explained] == (
+            pytest.approx([r.score for r in explained], abs=1e-5)
+        )
 
 
 def test_stats(memory):

@@ -43,13 +43,14 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated(place, monkeypatch)
 
     with Memory(place, model=None) as memory:
         memory.add("The dog.", user_id="ada")
+    now = store.SCHEMA_VERSION
     with monkeypatch.context() as patch:
-        patch.setattr(store, "SCHEMA_VERSION", 2)
-        patch.setattr(store, "MIGRATIONS", {1: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
+        patch.setattr(store, "SCHEMA_VERSION", now + 1)
+        patch.setattr(store, "MIGRATIONS", {now: ["ALTER TABLE sessions ADD COLUMN place TEXT"]})
         with Memory(place, model=None) as memory:
             assert memory.search("dog", user_id="ada")
             with memory.store.read() as transaction:
-                assert transaction.rows("SELECT count(*) FROM lam_memory_1.memories") == [(1,)]
+                assert transaction.rows(f"SELECT count(*) FROM lam_memory_{now}.memories") == [(1,)]
     with pytest.raises(MemoryFileRefused, match="newer version"):
         Memory(place, model=None)
 

@@ -1,6 +1,7 @@
 """A server in a thread of the test's process, with a tiny LAM, on the loopback address."""
 
 import dataclasses
+import uuid
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from lam_transformers import LAMTransformer
 from lam_transformers.io.loading import load_sentence_transformer
+from lam_transformers.memories import Keys, Memory, Scope
 from lam_transformers.serving.settings import Settings
 
 from .serving_texts import KEY
@@ -92,3 +94,57 @@ def client(server):
 def keyed(keyed_server):
     with keyed_server.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def memory_place(tmp_path_factory):
+    """Where the memory of `memory_server` is."""
+    return tmp_path_factory.mktemp("memory") / "memory.db"
+
+
+@pytest.fixture(scope="session")
+def memory_server(start_server, memory_place):
+    """A server with a memory, whose requests need a key, and a limit of five messages at once."""
+    return start_server(memory=str(memory_place), memory_strengths=True, inputs=5, body_bytes=32 << 20)
+
+
+@pytest.fixture
+def key_for(memory_server, memory_place):
+    """Makes keys: a function of a scope's names."""
+    with Memory(memory_place, model=None) as memory:
+        yield lambda **names: Keys(memory.store).add(uuid.uuid4().hex, Scope.of(**names))
+
+
+@pytest.fixture
+def client_for(memory_server, key_for):
+    """Makes clients with a key of their own: a function of a scope's names."""
+    made = []
+
+    def make(**names):
+        made.append(memory_server.client(headers={"X-API-Key": key_for(**names)}))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def user():
+    """A user whom no other test knows."""
+    return f"user-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def ada(client_for, user):
+    """A client with a key of this user."""
+    return client_for(user_id=user)
+
+
+@pytest.fixture
+def nothing_shared_is_left(client_for):
+    """What tests write without a name would be found by all others."""
+    yield
+    shared = client_for()
+    for item in shared.get("/memories", params={"limit": 1000}).json()["results"]:
+        assert shared.delete(f"/memories/{item['id']}").status_code == 200
