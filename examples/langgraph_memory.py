@@ -45,8 +45,9 @@ def build_graph(store: BaseStore):
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, Memory(Path(folder) / "memory.db", model=model_from_arguments()) as m:
-        graph = build_graph(LAMStore(m, fields=["text"]))
+    model = model_from_arguments()
+    with tempfile.TemporaryDirectory() as folder, Memory(Path(folder) / "memory.db", model=model) as memory:
+        graph = build_graph(LAMStore(memory, fields=["text"]))
         for user, said in (
             ("ada", "My sister Vera keeps bees behind the old mill."),
             ("ada", "The landlord sends a plumber on Thursday."),

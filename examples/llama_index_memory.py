@@ -29,7 +29,10 @@ def build_memory(memory: LAMMemory, user: str, session: str, tokens: int = 60) -
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, LAMMemory(Path(folder) / "m.db", model=model_from_arguments()) as kept:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LAMMemory(Path(folder) / "m.db", model=model_from_arguments()) as kept,
+    ):
         memory = build_memory(kept, "ada", "chat-1")
         memory.put(ChatMessage(role="user", content="My sister Vera keeps bees behind the old mill."))
         memory.put(ChatMessage(role="assistant", content="Then you will never be short of honey."))
