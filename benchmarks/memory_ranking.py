@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from memory_data import Conversation, read_conversations
 
-from lam_transformers.memories.ranking import Ranking, Signals, scaled, scores
+from lam_transformers.evaluation.conversations import Conversation, read_conversations
+from lam_transformers.evaluation.remembered import fused, measures, ranked
+from lam_transformers.memories.ranking import Ranking, Signals, scores
 from lam_transformers.memories.words import WordIndex, bm25, count_words
 
 BLOCK = 32
@@ -103,11 +104,6 @@ class Loaded:
         )
 
 
-def fused(cosines: np.ndarray, words: np.ndarray, weight: float = 0.4) -> np.ndarray:
-    """Min-max scaled cosines and BM25."""
-    return (1 - weight) * scaled(cosines) + weight * scaled(words, 0.0)
-
-
 Way = Callable[[Loaded, int, Signals], np.ndarray | None]
 
 
@@ -163,15 +159,6 @@ def ways() -> dict[str, Way]:
     return chosen
 
 
-def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, float, float]:
-    """R@10, hit@10 and nDCG@10."""
-    order = np.argsort(-scored, kind="stable")[:10]
-    hits = np.array([place in evidence for place in order], np.float64)
-    gains = 1 / np.log2(np.arange(2, 12))
-    ideal = gains[: min(len(evidence), 10)].sum()
-    return hits.sum() / len(evidence), float(hits.any()), float((hits * gains[: len(hits)]).sum() / ideal)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -193,7 +180,7 @@ def main() -> None:
             for name, way in ways().items():
                 scored = way(one, number, signals)
                 values.setdefault(name, []).append(
-                    (np.nan,) * 3 if scored is None else measures(scored, question.evidence)
+                    (np.nan,) * 3 if scored is None else measures(ranked(scored), question.evidence)[1:]
                 )
     tables = {name: np.array(rows) for name, rows in values.items()}
     generator = np.random.default_rng(0)
