@@ -16,13 +16,10 @@ from .conversations import Conversation
 from .remembered import DAY, MOST, STRENGTHS, USER, Remembered, first_place, ranked
 
 ALPHA = 0.05
-_DETAIL = re.compile(
-    r"\b(\d+|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|January|February|March|April|June|July|August|"
-    r"September|October|November)\b"
-)
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-# May is left out: it is more often another word.
-_MONTHS = ("January", "February", "March", "April", "June", "July", "August", "September", "October", "November")
+_DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday"
+# Not May, which is more often another word.
+_MONTHS = "January|February|March|April|June|July|August|September|October|November|December"
+_DETAIL = re.compile(rf"\b(\d+|{_DAYS}|{_MONTHS})\b")
 
 
 def other_detail(text: str) -> str | None:
@@ -34,7 +31,7 @@ def other_detail(text: str) -> str | None:
     if word.isdigit():
         changed = str(int(word) + 7) if len(word) < 9 else word[::-1] + "1"
     else:
-        names = _DAYS if word in _DAYS else _MONTHS
+        names = (_DAYS if word in _DAYS else _MONTHS).split("|")
         changed = names[(names.index(word) + 3) % len(names)]
     return text[: match.start()] + changed + text[match.end() :]
 
