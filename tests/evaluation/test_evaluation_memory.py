@@ -171,7 +171,8 @@ def test_every_way_is_measured_on_every_file(numbers, measured_model):
                 assert 0 <= low <= row[measure]["mean"] <= high <= 1 + 1e-9
     assert set(beam["by_kind"]) == {"plain", "several"}
     # Questions repeat their answers' words, so words alone find them: nothing was mixed up on the way.
-    assert beam["ways"]["BM25"]["recall@10"]["mean"] > 0.9
+    assert beam["ways"]["BM25"]["recall@5"]["mean"] > 0.7
+    assert beam["by_kind"]["plain"]["ways"]["BM25"]["recall@5"]["mean"] == 1
     assert set(beam["ablations"]) == {*memory.ABLATIONS, memory.STRENGTHS_ON}
     off = beam["ablations"]["BM25 off"]
     gap = off["default_less"]["recall@5"]["difference"]

