@@ -38,11 +38,11 @@ def put(one, *messages, session="chat"):
 
 def test_messages_are_found_again_in_other_sessions(kept):
     one = block(kept)
-    put(one, said("I drink tea in the morning."), said("Noted, tea.", "assistant"), session="one")
+    put(one, said("I drink tea in the morning."), said("Noted.", "assistant"), session="one")
     put(one, said("My dog is called Rex."), session="two")
     assert ask(one, "what about tea?").splitlines()[0].endswith("I drink tea in the morning.")
-    assert ask(one, "the dog?").endswith(", user: My dog is called Rex.")
-    assert ask(one, "what about tea?", "and the dog?").endswith("Rex.")
+    assert ask(one, "Rex?").endswith(", user: My dog is called Rex.")
+    assert ask(one, "what about tea?", "and Rex?").endswith("Rex.")
     assert (ask(one), ask(one, "  "), ask(one, "zeppelin")) == ("", "", "")
     assert {record.run_id for record in kept.list(user_id="ada")} == {"one", "two"}
 
