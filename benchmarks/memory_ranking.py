@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lam_transformers.evaluation import remembered
 from lam_transformers.evaluation.conversations import Conversation, read_conversations
-from lam_transformers.evaluation.remembered import fused, measures, ranked
+from lam_transformers.evaluation.remembered import fused, ranked
 from lam_transformers.memories.ranking import Ranking, Signals, scores
 from lam_transformers.memories.words import WordIndex, bm25, count_words
 
@@ -159,6 +160,11 @@ def ways() -> dict[str, Way]:
     return chosen
 
 
+def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, ...]:
+    """R@10, hit@10 and nDCG@10."""
+    return remembered.measures(ranked(scored), evidence)[1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -180,7 +186,7 @@ def main() -> None:
             for name, way in ways().items():
                 scored = way(one, number, signals)
                 values.setdefault(name, []).append(
-                    (np.nan,) * 3 if scored is None else measures(ranked(scored), question.evidence)[1:]
+                    (np.nan,) * 3 if scored is None else measures(scored, question.evidence)
                 )
     tables = {name: np.array(rows) for name, rows in values.items()}
     generator = np.random.default_rng(0)
