@@ -7,6 +7,13 @@
 Every question is asked of its own conversation, whose messages are the memories. R@10 is the share of a question's
 evidence among the first ten, hit@10 whether any of it is, nDCG@10 as usual; means over the questions, with 95 %
 intervals of 1,000 bootstrap samples of them, and differences to the default over the same samples.
+
+Three parts of the service are then switched on and off, each in a setting in which it can matter:
+
+- duplicates: near-duplicates are shown as one result; evidence counts as found where it is shown, also as a variant.
+- personal: the messages of another conversation are shared and searched, too.
+- strengths: every second question is asked a session earlier, and what it gave is recalled; measured on the other
+  questions and on the same ones, asked again.
 """
 
 import argparse
@@ -20,6 +27,7 @@ from lam_transformers.evaluation import remembered
 from lam_transformers.evaluation.conversations import Conversation, read_conversations
 from lam_transformers.evaluation.remembered import fused, ranked
 from lam_transformers.memories.ranking import Ranking, Signals, scores
+from lam_transformers.memories.strengths import FAST_KEPT, GROWTH, SLOW_KEPT
 from lam_transformers.memories.words import WordIndex, bm25, count_words
 
 BLOCK = 32
@@ -88,6 +96,36 @@ class Loaded:
         if path("minilm").exists():
             with np.load(path("minilm")) as data:
                 self.minilm = dict(data)
+
+        self.shared: Loaded = self  # another conversation
+
+    def strengths(self) -> np.ndarray:
+        """[messages] the mean of both strengths two sessions after all was said; in between, every second question."""
+        vectors = self.isolated.astype(np.float32)
+        cosines = np.tril(vectors @ vectors.T, -1)
+        slow = np.clip(1 - cosines.max(1), 0, 1) * SLOW_KEPT
+        fast = np.full(len(vectors), FAST_KEPT)
+        for number in range(0, len(self.conversation.questions), 2):
+            shown = np.argsort(-scores(self.signals(number), Ranking())[0], kind="stable")[:10]
+            fast[shown] = 1
+            slow[shown] += GROWTH * (1 - slow[shown])
+        return (fast * FAST_KEPT + slow * SLOW_KEPT) / 2
+
+    def with_shared(self, number: int) -> Signals:
+        """The signals of its messages and then those of another conversation, which are shared."""
+        query = self.queries[number]
+        both = (self, self.shared)
+        question = self.conversation.questions[number].text
+        whole = all(one.carried is not None for one in both)
+        return Signals(
+            alone=np.concatenate([one.isolated @ query for one in both]),
+            passage=np.concatenate([one.isolated @ query for one in both]),
+            carried=np.concatenate([one.carried @ query for one in both]) if whole else None,
+            words=np.concatenate(bm25(question, [(one.index, one.seen) for one in both])),
+            lengths=np.concatenate([one.index.lengths for one in both]),
+            said=np.concatenate([[role == "user" for role in one.conversation.roles] for one in both]).astype("f4"),
+            personal=np.repeat([1.0, 0.0], [len(one.isolated) for one in both]).astype("f4"),
+        )
 
     def signals(self, number: int, passage: tuple[int, int] = (128, 64)) -> Signals:
         """What the service knows of the messages for a question."""
@@ -165,6 +203,80 @@ def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, ...]:
     return remembered.measures(ranked(scored), evidence)[1:]
 
 
+def grouped(scored: np.ndarray, vectors: np.ndarray, evidence: frozenset[int], least: float) -> tuple[float, ...]:
+    """The measures where near-duplicates are shown as variants of one result."""
+    groups: list[list[int]] = []
+    for i in np.argsort(-scored, kind="stable")[:90]:
+        cosines = [float(vectors[group[0]] @ vectors[i]) for group in groups]
+        if cosines and max(cosines) >= least:
+            groups[int(np.argmax(cosines))].append(int(i))
+        elif len(groups) < 50:
+            groups.append([int(i)])
+    hits = np.array([sum(i in evidence for i in group) for group in groups[:10]], np.float64)
+    gains = 1 / np.log2(np.arange(2, 12))
+    ideal = gains[: min(len(evidence), 10)].sum()
+    found = hits.sum() / len(evidence)
+    return found, float(hits.any()), float((np.minimum(hits, 1) * gains[: len(hits)]).sum() / ideal)
+
+
+def switches(one: Loaded, number: int, signals: Signals, strengths: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """The measures of a question with a part of the service on and off."""
+    question = one.conversation.questions[number]
+    total = scores(signals, Ranking())[0]
+    plain = measures(total, question.evidence)
+    shared = one.with_shared(number)
+    when = "asked again" if number % 2 == 0 else "new questions"
+    best = np.argsort(-total, kind="stable")[:200]
+    boost = np.zeros_like(total)
+    boost[best] = strengths[best]
+    values: dict[str, tuple[float, ...]] = {"duplicates off": plain, f"strengths off, {when}": plain}
+    for least in (0.9, 0.95, 0.98):
+        values[f"duplicates from {least}"] = grouped(total, one.isolated, question.evidence, least)
+    for name, personal in (("off", 0.0), ("on", Ranking().personal)):
+        scored = scores(shared, Ranking(personal=personal))[0]
+        values[f"personal {name}"] = measures(scored, question.evidence)
+    for amount in (0.05, 0.1):
+        values[f"strengths {amount}, {when}"] = measures(total + amount * boost, question.evidence)
+    return values
+
+
+SWITCHED = [
+    ("duplicates from 0.9", "duplicates off"),
+    ("duplicates from 0.95", "duplicates off"),
+    ("duplicates from 0.98", "duplicates off"),
+    ("personal on", "personal off"),
+    ("strengths 0.05, new questions", "strengths off, new questions"),
+    ("strengths 0.1, new questions", "strengths off, new questions"),
+    ("strengths 0.05, asked again", "strengths off, asked again"),
+    ("strengths 0.1, asked again", "strengths off, asked again"),
+]
+
+
+def compare_switches(loaded: list[Loaded], generator: np.random.Generator) -> dict[str, dict]:
+    """Differences of the measures between on and off, with 95 % intervals of R@10's."""
+    values: dict[str, list[tuple[float, ...]]] = {}
+    for one in loaded:
+        strengths = one.strengths()
+        for number in range(len(one.conversation.questions)):
+            for name, measured in switches(one, number, one.signals(number), strengths).items():
+                values.setdefault(name, []).append(measured)
+    compared = {}
+    for on, off in SWITCHED:
+        differences = np.array(values[on]) - np.array(values[off])
+        samples = generator.integers(0, len(differences), (1000, len(differences)))
+        low, high = np.percentile(differences[samples, 0].mean(1), [2.5, 97.5])
+        recall, hit, ndcg = differences.mean(0)
+        compared[on] = {
+            "questions": len(differences), "off": float(np.mean(values[off], 0)[0]), "recall@10": float(recall),
+            "interval": [float(low), float(high)], "hit@10": float(hit), "ndcg@10": float(ndcg),
+        }  # fmt: skip
+        print(
+            f"{on:32} less {off:32} R@10 {recall:+.3f} [{low:+.3f}, {high:+.3f}]  hit {hit:+.3f}  nDCG {ndcg:+.3f}  "
+            f"({len(differences)} questions, off: R@10 {compared[on]['off']:.3f})"
+        )
+    return compared
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -177,6 +289,8 @@ def main() -> None:
         for number, conversation in enumerate(read_conversations(options.data))
         if all((options.cache / f"{stem}-{number}-{name}.npz").exists() for name in ("alone", "questions"))
     ]
+    for one, other in zip(loaded, loaded[1:] + loaded[:1], strict=True):
+        one.shared = other
     values: dict[str, list] = {}
     kinds = []
     for one in loaded:
@@ -216,6 +330,7 @@ def main() -> None:
         kind: {name: float(np.nanmean(table[np.array(kinds) == kind, 0])) for name, table in tables.items()}
         for kind in sorted(set(kinds))
     }
+    result["switched"] = compare_switches(loaded, generator)
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

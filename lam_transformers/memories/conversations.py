@@ -2,11 +2,13 @@
 
 With each turn its carried vector is kept, of its tokens in the light of all that was said before. It is computed before
 the transaction begins; if somebody else wrote to the conversation meanwhile, the conversation is read on and tried
-again. `epoch` counts the times that something before the end was changed or forgotten.
+again. `epoch` counts the times that something before the end was changed or forgotten. It starts at a random number: a
+conversation that was forgotten and begun again must not look like the one that another process has read.
 """
 
 import contextlib
 import logging
+import secrets
 import threading
 import uuid
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .engine import Engine
+from .engine import Engine, KeptState
 from .errors import MemoryFileRefused, MemoryUnavailable, UnknownMemory
 from .records import MemoryRecord, Message, Scope, as_datetime
 from .rows import OF_SCOPE, Computed, Version, digest_of
@@ -28,15 +30,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE_EVERY = 512  # tokens of a conversation after which its state is stored again
+_BATCH = 256  # turns that are taken from the store at once, to be read again
 _TRIES = 100  # times that a conversation is read on before giving up, because others wrote to it meanwhile
 
 
 @dataclass
 class _End:
-    """Where a conversation ends: number of turns, epoch, and time of the last turn."""
+    """Where a conversation ends: number of turns, epoch (-1: there is no such conversation), time of the last turn."""
 
     turns: int = 0
-    epoch: int = 0
+    epoch: int = -1
     last_time: float = float("-inf")
 
 
@@ -97,8 +100,7 @@ def _try_messages(
             _store_state(transaction, scope, read_on.state)
         records = [record_at(transaction, row) for row in rows]
     if read_on is not None:
-        with engine.lock:
-            engine.conversations[scope] = (end.epoch, read_on.state)
+        engine.keep_conversation(scope, KeptState(end.epoch, end.turns, read_on.state))
     return records
 
 
@@ -106,14 +108,16 @@ def _read_on(engine: Engine, messages: list[Message], scope: Scope) -> _ReadOn:
     missing: dict[int, np.ndarray] = {}
     with engine.store.read() as transaction:
         end = _end(transaction, scope)
-        known = _known_sources(transaction, scope)
+        known = set(_known_sources(transaction, scope, messages))
         state = state_of(engine, transaction, scope, missing)
-    carried = [
-        engine.reader.add_turn(state, message.text)
-        if message.source_id is None or message.source_id not in known
-        else None
-        for message in messages
-    ]
+    new = []
+    for i, message in enumerate(messages):
+        if message.source_id is None or message.source_id not in known:
+            new.append(i)
+            known.add(message.source_id or "")
+    carried: list[np.ndarray | None] = [None] * len(messages)
+    for i, vector in zip(new, engine.reader.add_turns(state, [messages[i].text for i in new]), strict=True):
+        carried[i] = vector
     return _ReadOn(end.turns, end.epoch, state, carried, missing)
 
 
@@ -127,7 +131,7 @@ def _write_messages(
     read_on: _ReadOn | None,
 ) -> list[int]:
     """Writes the messages that are not known yet; the row_ids of all of them. `end` goes on."""
-    known = _known_sources(transaction, scope)
+    known = _known_sources(transaction, scope, messages)
     rows = []
     turns = end.turns
     for i, message in enumerate(messages):
@@ -165,13 +169,20 @@ def _write_messages(
         rows.append(row)
         end.turns += 1
     if end.turns > turns:
+        if end.epoch < 0:
+            end.epoch = new_epoch()
         transaction.run(
             "INSERT INTO conversations (user_id, agent_id, run_id, turns, last_time, epoch, read_turns) "
-            "VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (user_id, agent_id, run_id) "
+            "VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, agent_id, run_id) "
             "DO UPDATE SET turns = excluded.turns, last_time = excluded.last_time",
-            *(*scope.values, end.turns, end.last_time),
+            *(*scope.values, end.turns, end.last_time, end.epoch),
         )
     return rows
+
+
+def new_epoch() -> int:
+    """The epoch of a conversation that begins: a random number, never that of one that was forgotten."""
+    return secrets.randbits(62)
 
 
 def gist(engine: Engine, scope: Scope) -> np.ndarray:
@@ -188,8 +199,7 @@ def gist(engine: Engine, scope: Scope) -> np.ndarray:
         now = _end(transaction, scope)
         if (now.turns, now.epoch) == (end.turns, end.epoch):
             _store_state(transaction, scope, state)
-    with engine.lock:
-        engine.conversations[scope] = (end.epoch, state)
+    engine.keep_conversation(scope, KeptState(end.epoch, end.turns, state))
     return engine.reader.gist(state)
 
 
@@ -198,12 +208,19 @@ def _end(transaction: Transaction, scope: Scope) -> _End:
     return _End(*rows[0]) if rows else _End()
 
 
-def _known_sources(transaction: Transaction, scope: Scope) -> dict[str, tuple[int, str]]:
-    """The callers' own ids of messages: the row and text of each."""
-    rows = transaction.rows(
-        f"SELECT source_id, row_id, text FROM memories WHERE {OF_SCOPE} AND source_id IS NOT NULL", *scope.values
-    )
-    return {source: (int(row), text) for source, row, text in rows}
+def _known_sources(transaction: Transaction, scope: Scope, messages: list[Message]) -> dict[str, tuple[int, str]]:
+    """Of the callers' own ids of messages, those that the conversation has: the row and text of each."""
+    wanted = [message.source_id for message in messages if message.source_id is not None]
+    known: dict[str, tuple[int, str]] = {}
+    for start in range(0, len(wanted), 500):
+        part = wanted[start : start + 500]
+        marks = ", ".join("?" * len(part))
+        rows = transaction.rows(
+            f"SELECT source_id, row_id, text FROM memories WHERE {OF_SCOPE} AND source_id IN ({marks})",
+            *(*scope.values, *part),
+        )
+        known |= {source: (int(row), text) for source, row, text in rows}
+    return known
 
 
 def state_of(
@@ -220,34 +237,34 @@ def state_of(
     Returns:
         a copy, which the caller may read on.
     """
-    state = _kept_state(engine, transaction, scope)
-    if state is None or not engine.reader.continues(state):
-        state = engine.reader.new_conversation()
+    end = _end(transaction, scope)
+    kept = engine.kept_conversation(scope)
+    state = None
+    if kept is not None and kept.epoch == end.epoch and engine.reader.continues(kept.state):
+        state = kept.state.copy()
+        if kept.turns == end.turns:
+            return state
+    if state is None:
+        state = _stored_state(engine, transaction, scope)
     count = transaction.rows(
         f"SELECT count(*) FROM memories WHERE {OF_SCOPE} AND kind = 'turn' AND superseded IS NULL", *scope.values
     )[0][0]
-    if count == state.turns:
-        return state
-    turns = transaction.rows(
-        f"SELECT text, row_id FROM memories WHERE {OF_SCOPE} AND kind = 'turn' AND superseded IS NULL "
-        "ORDER BY position",
-        *scope.values,
-    )
-    if turns and len(turns) < state.turns:
+    if state is None or not engine.reader.continues(state) or count < state.turns:
         state = engine.reader.new_conversation()
-    for text, row in turns[state.turns :]:
-        vector = engine.reader.add_turn(state, text)
+    while state.turns < count:
+        turns = transaction.rows(
+            f"SELECT text, row_id FROM memories WHERE {OF_SCOPE} AND kind = 'turn' AND superseded IS NULL "
+            "ORDER BY position LIMIT ? OFFSET ?",
+            *(*scope.values, _BATCH, state.turns),
+        )
+        vectors = engine.reader.add_turns(state, [text for text, _ in turns])
         if missing is not None:
-            missing[row] = vector
+            missing |= {row: vector for (_, row), vector in zip(turns, vectors, strict=True)}
     return state
 
 
-def _kept_state(engine: Engine, transaction: Transaction, scope: Scope) -> "ConversationState | None":
-    """The state that this process or the store has, which may be that of an earlier turn; None if there is none."""
-    with engine.lock:
-        kept = engine.conversations.get(scope)
-    if kept is not None and kept[0] == _end(transaction, scope).epoch:
-        return kept[1].copy()
+def _stored_state(engine: Engine, transaction: Transaction, scope: Scope) -> "ConversationState | None":
+    """The state that the store has, which may be that of an earlier turn; None if there is none."""
     rows = transaction.rows(f"SELECT state FROM conversations WHERE {OF_SCOPE} AND state IS NOT NULL", *scope.values)
     if not rows:
         return None

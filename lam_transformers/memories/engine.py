@@ -3,7 +3,9 @@
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import MemoryFileRefused
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_STATES = 64  # conversations whose states are kept in memory (LAM-base-v1: 0.7 MB each)
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """The state of a conversation in its `epoch`, after its first `turns` turns (those deleted meanwhile included)."""
+
+    epoch: int
+    turns: int
+    state: "ConversationState"
+
 
 class Engine:
     """The shared part of a memory; the modules above it do the work.
@@ -34,7 +47,6 @@ class Engine:
 
     Attributes:
         lock: guards what this process keeps in memory.
-        conversations: those that this process has read on, by scope: their epoch and the state after all their turns.
         conversation_locks: one thread at a time reads a conversation on.
     """
 
@@ -52,7 +64,7 @@ class Engine:
         self.keeps_strengths = keeps_strengths
         self.now = now
         self.lock = threading.RLock()
-        self.conversations: dict[Scope, tuple[int, ConversationState]] = {}
+        self._conversations: OrderedDict[Scope, KeptState] = OrderedDict()
         self.conversation_locks: dict[Scope, threading.Lock] = {}
         self._model = model
         self._device = device
@@ -87,17 +99,16 @@ class Engine:
                 self._reader = None
             self._partitions = None
             self._warned = False
-            self.conversations.clear()
+            self._conversations.clear()
 
     @property
     def partitions(self) -> Partitions:
         """The vectors and words of the users who were asked about last."""
         with self.lock:
             if self._partitions is None:
-                dimension = self.settings().get("dimension")
-                if dimension is None:
-                    dimension = self.reader.dimension if self.has_model else 1
-                self._partitions = Partitions(self.store, int(dimension))
+                stored = self.settings().get("dimension")
+                own = self.reader.dimension if stored is None and self.has_model else 1
+                self._partitions = Partitions(self.store, own if stored is None else int(stored))
             return self._partitions
 
     def settings(self) -> dict[str, str]:
@@ -171,10 +182,25 @@ class Engine:
             "dimension": str(self.reader.dimension),
         }
 
+    def kept_conversation(self, scope: Scope) -> KeptState | None:
+        """The state of a conversation that this process has read on lately."""
+        with self.lock:
+            if scope in self._conversations:
+                self._conversations.move_to_end(scope)
+            return self._conversations.get(scope)
+
+    def keep_conversation(self, scope: Scope, kept: KeptState) -> None:
+        """Keep the state of a conversation, which nobody may read on from then on; those used least lately go."""
+        with self.lock:
+            self._conversations[scope] = kept
+            self._conversations.move_to_end(scope)
+            while len(self._conversations) > _STATES:
+                self._conversations.popitem(last=False)
+
     def clear(self) -> None:
         """Let go of everything that is kept in memory, because something was forgotten."""
         with self.lock:
-            self.conversations.clear()
+            self._conversations.clear()
             if self._partitions is not None:
                 self._partitions.clear()
             if self._reader is not None:

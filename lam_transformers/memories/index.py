@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from .records import KINDS
 from .store import Store, Transaction
 from .words import ENTRY, WordIndex
 
 _COLUMNS = (
     "m.row_id, m.id, m.kind, m.agent_id, m.run_id, m.role, m.time, m.superseded, m.position, m.changed, "
-    "v.alone, v.passages, v.carried, v.words, length(m.text)"
+    "v.alone, v.passages, v.carried, v.words"
 )
 _BATCH = 5_000  # rows that are taken from the store at once
 
@@ -22,7 +23,9 @@ class Partition:
     Attributes:
         ids, row_ids: of each memory's versions.
         times, superseded: since when each version holds, and until when (infinity: still), in seconds.
-        kinds, agents, runs, roles: their names as [memories] arrays of strings.
+        kinds: [memories] int8, places in `KINDS`.
+        agents, runs: [memories] int32, what `code` gives for their names; 0 where there is none.
+        said: [memories] bool, whether the user said it.
         vectors: [vectors, D] float32: for each memory the vector of its text alone, then those of its passages.
         first: [memories] its first row in `vectors`.
         carried: [memories, D] float32, that of the text alone where there is none; None if there are none at all.
@@ -40,16 +43,17 @@ class Partition:
         self.row_ids = np.zeros(0, np.int64)
         self.times = np.zeros(0)
         self.superseded = np.zeros(0)
-        self.kinds = np.zeros(0, object)
-        self.agents = np.zeros(0, object)
-        self.runs = np.zeros(0, object)
-        self.roles = np.zeros(0, object)
-        self.characters = np.zeros(0, np.int64)
+        self.kinds = np.zeros(0, np.int8)
+        self.agents = np.zeros(0, np.int32)
+        self.runs = np.zeros(0, np.int32)
+        self.said = np.zeros(0, bool)
         self.first = np.zeros(0, np.int64)
         self.words = WordIndex()
         self._matrix = np.zeros((0, self.dimension), np.float32)
         self._rows = 0
-        self._carried: np.ndarray | None = None
+        self._carried = np.zeros((0, self.dimension), np.float32)
+        self._has_carried = False
+        self._names = {"": 0}
         self._place: dict[int, int] = {}
         self._changed = -1
         self._deletions = -1
@@ -65,7 +69,11 @@ class Partition:
     @property
     def carried(self) -> np.ndarray | None:
         """[memories, D] float32 carried vectors, None if there are none at all."""
-        return self._carried
+        return self._carried[: len(self.ids)] if self._has_carried else None
+
+    def code(self, name: str) -> int:
+        """The number of an agent's or run's name, -1 for one that no memory has."""
+        return self._names.get(name, -1)
 
     def refresh(self, transaction: Transaction) -> None:
         """Take over what was written since the last time."""
@@ -91,8 +99,9 @@ class Partition:
                     *(self.user_id, rows[0][9]),
                 )
             if not rows:
-                return
+                break
             self._take(rows)
+        self.words.settle()
 
     def _take(self, rows: list[tuple[Any, ...]]) -> None:
         new = [row for row in rows if row[0] not in self._place]
@@ -122,39 +131,54 @@ class Partition:
         self._matrix[self._rows : total] = np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self.dimension)
         self.first = np.concatenate([self.first, self._rows + np.cumsum(sizes) - sizes])
         self._rows = total
-        self._append_carried([row[12] for row in rows], width)
+        self._append_carried([row[12] for row in rows], count, width)
         self.words.append([np.frombuffer(row[13], ENTRY) for row in rows])
         for i, row in enumerate(rows):
             self._place[row[0]] = count + i
-        self.ids += [row[1] for row in rows]
         self.row_ids = np.concatenate([self.row_ids, np.array([row[0] for row in rows], np.int64)])
-        self.kinds = np.concatenate([self.kinds, np.array([row[2] for row in rows], object)])
-        self.agents = np.concatenate([self.agents, np.array([row[3] for row in rows], object)])
-        self.runs = np.concatenate([self.runs, np.array([row[4] for row in rows], object)])
-        self.roles = np.concatenate([self.roles, np.array([row[5] for row in rows], object)])
+        self.kinds = np.concatenate([self.kinds, np.array([KINDS.index(row[2]) for row in rows], np.int8)])
+        self.agents = np.concatenate([self.agents, self._codes([row[3] for row in rows])])
+        self.runs = np.concatenate([self.runs, self._codes([row[4] for row in rows])])
+        self.said = np.concatenate([self.said, np.array([row[5] == "user" for row in rows], bool)])
         self.times = np.concatenate([self.times, np.array([row[6] for row in rows], np.float64)])
         ends = [np.inf if row[7] is None else row[7] for row in rows]
         self.superseded = np.concatenate([self.superseded, np.array(ends, np.float64)])
-        self.characters = np.concatenate([self.characters, np.array([row[14] for row in rows], np.int64)])
+        self.ids += [row[1] for row in rows]
 
-    def _append_carried(self, blobs: list[bytes | None], width: int) -> None:
-        """Called when the rows' own vectors are there, and before their ids are."""
-        if self._carried is None and not any(blob is not None and len(blob) == width for blob in blobs):
-            return
-        if self._carried is None:
-            self._carried = self.vectors[self.first[: len(self.ids)]]
-        new = self.vectors[self.first[len(self.ids) :]]
-        for place, blob in enumerate(blobs):
-            if blob is not None and len(blob) == width:
-                new[place] = np.frombuffer(blob, "<f4")
-        self._carried = np.concatenate([self._carried, new])
+    def _codes(self, names: list[str]) -> np.ndarray:
+        return np.array([self._names.setdefault(name, len(self._names)) for name in names], np.int32)
+
+    def _append_carried(self, blobs: list[bytes | None], count: int, width: int) -> None:
+        """The carried vectors of the rows from `count` on, whose own vectors are there already."""
+        total = count + len(blobs)
+        own = self.vectors[self.first[count:total]]
+        fits = [place for place, blob in enumerate(blobs) if blob is not None and len(blob) == width]
+        if not self._has_carried:
+            if not fits:
+                return
+            self._has_carried = True
+            own = self.vectors[self.first[:total]]
+        if fits:
+            carried = np.frombuffer(b"".join(blobs[place] or b"" for place in fits), "<f4")
+            own[len(own) - len(blobs) + np.array(fits)] = carried.reshape(-1, self.dimension)
+        self._carried = _grown(self._carried, count, total)
+        self._carried[total - len(own) : total] = own
 
     def _grow(self, more: int) -> None:
-        needed = self._rows + more
-        if needed > len(self._matrix):
-            larger = np.zeros((max(needed, len(self._matrix) * 3 // 2), self.dimension), np.float32)
-            larger[: self._rows] = self._matrix[: self._rows]
-            self._matrix = larger
+        self._matrix = _grown(self._matrix, self._rows, self._rows + more)
+
+
+def _grown(matrix: np.ndarray, used: int, needed: int) -> np.ndarray:
+    """A matrix with room for `needed` rows that begins with the first `used` of the given one; it, if it has room.
+
+    Rows that were written are never changed, so that who looks at them need not be waited for.
+    """
+    if needed <= len(matrix):
+        return matrix
+    larger = np.zeros((max(needed, len(matrix) * 3 // 2), matrix.shape[1]), np.float32)
+    kept = matrix[:used]
+    larger[: len(kept)] = kept
+    return larger
 
 
 class Partitions:

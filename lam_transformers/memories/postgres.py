@@ -96,15 +96,18 @@ class PostgresStore:
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
             connection.execute(f"SET search_path = {_SCHEMA}")
             connection.execute("SET lock_timeout = '60s'")
+        usable = False
         try:
             yield connection
-        except BaseException:
-            connection.close()
+            usable = True
+        except ValueError:  # not the database's: an id that does not exist, say
+            usable = connection.info.transaction_status == self._psycopg.pq.TransactionStatus.IDLE
             raise
-        if self._closed:
-            connection.close()
-        else:
-            self._free.put(connection)
+        finally:
+            if usable and not self._closed:
+                self._free.put(connection)
+            else:
+                connection.close()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:

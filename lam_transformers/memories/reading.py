@@ -4,6 +4,7 @@ Everything here computes and nothing is stored. A `Reader` may be used from seve
 them at a time.
 """
 
+import itertools
 import json
 import os
 import threading
@@ -25,8 +26,9 @@ from .paragraphs import paragraphs
 
 SEGMENT = 2048  # tokens that are read at once
 PASSAGE = 128  # tokens of a passage; a text of at most so many has none
+TURNS = 32  # turns of a conversation that are read at once
 STRIDE = 64  # tokens from the start of one passage to that of the next
-SHORT = 256  # characters that are certainly no more than PASSAGE tokens... and are embedded in batches
+SHORT = 4_096  # characters; a longer text is taken for one of more than PASSAGE tokens without counting them
 STEP = 8  # segments of a document that are read between two places from which reading can go on
 _QUERIES = 256  # vectors of queries that are kept
 
@@ -176,11 +178,15 @@ class Reader:
             self._queries.clear()
 
     def read(self, texts: list[str], passages: bool = True) -> list[Reading]:
-        """Embed texts, each alone; short ones in batches."""
+        """Embed texts, each alone; those without passages in batches."""
         readings: list[Reading | None] = [None] * len(texts)
         with self._lock, torch.inference_mode():
             encoder, parts = self._load()
-            short = [i for i, text in enumerate(texts) if not passages or len(text) <= SHORT]
+            short = [
+                i
+                for i, text in enumerate(texts)
+                if not passages or (len(text) <= SHORT and len(parts.tokenizer.piece(text)) <= PASSAGE)
+            ]
             none = np.zeros((0, self.dimension), np.float32)
             if short:
                 vectors = encoder.encode([texts[i] for i in short], show_progress_bar=False)
@@ -226,41 +232,88 @@ class Reader:
         """Whether the state of a conversation is this model's."""
         return conversation.state is None or conversation.state.fingerprint == self.parts.lam.fingerprint()
 
-    @torch.inference_mode()
     def add_turn(self, conversation: ConversationState, text: str) -> np.ndarray:
-        """Read one more turn; the embedding [D] of its tokens in the light of all that was said before.
+        """Read one more turn; see `add_turns`. Returns its vector [D]."""
+        vector: np.ndarray = self.add_turns(conversation, [text])[0]
+        return vector
 
-        `conversation` goes on; after an exception it is as it was.
+    @torch.inference_mode()
+    def add_turns(self, conversation: ConversationState, texts: list[str]) -> np.ndarray:
+        """Read more turns; the embedding of the tokens of each in the light of all that was said before it.
+
+        A turn's vector does not depend on the turns after it, whether they are read in the same call or later.
+
+        Args:
+            conversation: goes on; after an exception it is as it was.
+            texts: of the turns.
+
+        Returns:
+            [turns, D] float32.
         """
         with self._lock:
             parts = self.parts
-            ids = [
-                token for start, end in parts.tokenizer.pieces(text) for token in parts.tokenizer.piece(text[start:end])
-            ]
-            pending = conversation.tail + ids
-            full = len(pending) - len(pending) % self.chunk
-            state = parts.lam.new_state(1) if conversation.state is None else conversation.state.clone()
-            pool = conversation.pool.clone()
-            turn = RunningPool("mean")
-            before = len(conversation.tail)
-            seen = 0
-            for states, _ in stream(parts.lam, _segments(pending[:full]), state):
-                pool.add(states)
-                turn.add(states[max(before - seen, 0) :])
-                seen += len(states)
-            rest = pending[full:]
-            if rest:
-                for states, _ in stream(parts.lam, _segments(rest + parts.tokenizer.closing), state.clone()):
-                    turn.add(states[max(before - seen, 0) : len(pending) - seen])
-                    seen += len(states)
-            if not turn.count:  # a text without a token, such as one of control characters
-                turn.add(torch.zeros(1, self.dimension))
-            vector = _array(parts.finish(turn.result()))
-            conversation.state = state
-            conversation.pool = pool
-            conversation.tail = rest
-            conversation.turns += 1
-            return vector
+            read = conversation.copy()
+            vectors = [np.zeros((0, self.dimension), np.float32)]
+            for first in range(0, len(texts), TURNS):
+                ids = [
+                    [
+                        token
+                        for start, end in parts.tokenizer.pieces(text)
+                        for token in parts.tokenizer.piece(text[start:end])
+                    ]
+                    for text in texts[first : first + TURNS]
+                ]
+                vectors.append(self._add_turns(read, ids))
+            vars(conversation).update(vars(read))
+            return np.concatenate(vectors)
+
+    def _add_turns(self, conversation: ConversationState, turns: list[list[int]]) -> np.ndarray:
+        """Some turns, as ids.
+
+        Whole chunks are read one after the other; what is left of each turn after its last whole chunk is read, with
+        the closing token, from the state before it: for all turns in one pass, each a text of its own.
+        """
+        parts = self.parts
+        pending = conversation.tail + [token for ids in turns for token in ids]
+        bounds = np.cumsum([len(conversation.tail), *map(len, turns)])
+        starts = bounds[:-1]
+        ends = bounds[1:]
+        cuts = ends - ends % self.chunk  # where the chunk begins in which a turn ends
+        state = parts.lam.new_state(1) if conversation.state is None else conversation.state
+        heads = {0: state.copy()}
+        pools = [RunningPool("mean") for _ in turns]
+
+        def segments() -> Iterator[list[int]]:
+            place = 0
+            for cut in np.unique(cuts):
+                yield from _segments(pending[place:cut])
+                place = int(cut)
+
+        seen = 0
+        for states, _ in stream(parts.lam, segments(), state):
+            conversation.pool.add(states)
+            after = seen + len(states)
+            for turn in np.flatnonzero((starts < after) & (cuts > seen)):
+                pools[turn].add(states[max(starts[turn] - seen, 0) : min(cuts[turn], after) - seen])
+            if after in cuts:
+                heads[after] = state.copy()
+            seen = after
+        for i, states in _apart(
+            parts.lam,
+            {
+                i: (pending[cuts[i] : ends[i]] + parts.tokenizer.closing, heads[int(cuts[i])])
+                for i in range(len(turns))
+                if max(starts[i], cuts[i]) < ends[i]
+            },
+        ):
+            pools[i].add(states[max(starts[i] - cuts[i], 0) : ends[i] - cuts[i]])
+        for pool in pools:
+            if not pool.count:  # a text without a token, such as one of control characters
+                pool.add(torch.zeros(1, self.dimension))
+        conversation.state = state
+        conversation.tail = pending[seen:]
+        conversation.turns += len(turns)
+        return np.stack([_array(parts.finish(pool.result())) for pool in pools])
 
     @torch.inference_mode()
     def gist(self, conversation: ConversationState) -> np.ndarray:
@@ -332,6 +385,25 @@ class Reader:
 
 def _array(vector: torch.Tensor) -> np.ndarray:
     return vector.detach().float().cpu().numpy()
+
+
+def _apart(lam: Any, texts: dict[int, tuple[list[int], LAMState]]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Token states [T, D] of texts, by number, each of which goes on from a state of its own; in one pass."""
+    if not texts:
+        return
+    states = [state for _, state in texts.values()]
+    before = LAMState(
+        [torch.cat(layer) for layer in zip(*(state.memory for state in states), strict=True)],
+        [torch.cat(layer) for layer in zip(*(state.conv for state in states), strict=True)],
+        torch.cat([state.seen for state in states]),
+        states[0].fingerprint,
+    )
+    lengths = [len(ids) for ids, _ in texts.values()]
+    device = before.seen.device
+    row = torch.tensor([[token for ids, _ in texts.values() for token in ids]], device=device)
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
+    out = lam(input_ids=row, cu_seq_lens_q=bounds, cache=before)
+    yield from zip(texts, out.last_hidden_state[0].split(lengths), strict=True)
 
 
 def _segments(ids: list[int]) -> Iterator[list[int]]:

@@ -9,7 +9,7 @@ import numpy as np
 from .engine import Engine
 from .index import Partition
 from .ranking import Ranking, Signals, scores
-from .records import MemoryRecord, Scope, SearchResult, Time, check_kinds, check_text, check_time
+from .records import KINDS, MemoryRecord, Scope, SearchResult, Time, check_kinds, check_text, check_time
 from .rows import RECORD, record_of
 from .store import Transaction
 from .strengths import boosts, recalled
@@ -69,27 +69,39 @@ class Question:
 
 
 class _View:
-    """What a search needs of a partition, taken while nobody changes it."""
+    """What a search needs of a partition, taken while nobody changes it; what is written later does not appear in it.
 
-    def __init__(self, partition: Partition, visible: np.ndarray, asked: np.ndarray | None) -> None:
-        self.partition = partition
-        self.visible = visible
+    Attributes:
+        visible: [memories] bool, what the one who asks may see, and asked for.
+        own: whether it is the user's own part, and not what is shared.
+    """
+
+    def __init__(self, partition: Partition, question: Question) -> None:
+        self.visible = _visible(partition, question)
+        self.own = partition.user_id != ""
+        self.dimension = partition.dimension
         self.ids = partition.ids
         self.row_ids = partition.row_ids
         self.first = partition.first
         self.vectors = partition.vectors
+        self.carried_vectors = partition.carried
         self.words = partition.words.copy()
-        self.roles = partition.roles
+        self.said = partition.said
         self.agents = partition.agents
         self.alone: np.ndarray | None = None
         self.best: np.ndarray | None = None
         self.carried: np.ndarray | None = None
-        if asked is not None and len(partition) and len(asked) == partition.dimension:
-            cosines = self.vectors @ asked
-            self.alone = cosines[self.first]
-            self.best = np.maximum.reduceat(cosines, self.first) if len(cosines) else cosines
-            if partition.carried is not None:
-                self.carried = partition.carried @ asked
+
+    def compare(self, asked: np.ndarray) -> None:
+        """The cosines of all texts with the question's vector [D]."""
+        if not len(self.first) or len(asked) != self.dimension:
+            return
+        cosines = self.vectors @ asked
+        plain = len(cosines) == len(self.first)  # no text has passages
+        self.alone = cosines if plain else cosines[self.first]
+        self.best = cosines if plain else np.maximum.reduceat(cosines, self.first)
+        if self.carried_vectors is not None:
+            self.carried = self.carried_vectors @ asked
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,10 @@ def _candidates(engine: Engine, transaction: Transaction, question: Question, as
         partition = engine.partitions.get(name)
         with partition.lock:
             partition.refresh(transaction)
-            views.append(_View(partition, _visible(partition, question), asked))
+            views.append(_View(partition, question))
+    if asked is not None:
+        for view in views:
+            view.compare(asked)
     words = bm25(question.text, [(view.words, view.visible) for view in views])
     signals, owners, places = _signals(views, words)
     total, pieces = scores(signals, question.ranking)
@@ -161,11 +176,11 @@ def _visible(partition: Partition, question: Question) -> np.ndarray:
     else:
         visible = (partition.times <= question.as_of) & (partition.superseded > question.as_of)
     if partition.user_id == "" or scope.agent_id:
-        visible &= (partition.agents == "") | (partition.agents == scope.agent_id)
+        visible &= (partition.agents == 0) | (partition.agents == partition.code(scope.agent_id))
     if scope.run_id:
-        visible &= (partition.runs == "") | (partition.runs == scope.run_id)
+        visible &= (partition.runs == 0) | (partition.runs == partition.code(scope.run_id))
     if question.kinds is not None:
-        visible &= np.isin(partition.kinds.astype(str), question.kinds)
+        visible &= np.isin(partition.kinds, [KINDS.index(kind) for kind in question.kinds])
     if question.after is not None:
         visible &= partition.times >= question.after
     if question.before is not None:
@@ -192,17 +207,14 @@ def _signals(views: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.n
     def given(values: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([value[place] for value, place in zip(values, places, strict=True)])
 
-    personal = [
-        np.where(view.agents == "", 0.0, 0.5) if view.partition.user_id == "" else np.ones(len(view.agents))
-        for view in views
-    ]
+    personal = [np.ones(len(view.agents)) if view.own else np.where(view.agents == 0, 0.0, 0.5) for view in views]
     signals = Signals(
         alone=joined([view.alone for view in views]),
         passage=joined([view.best for view in views]),
         carried=joined([view.carried for view in views]),
         words=given(words),
         lengths=given([view.words.lengths for view in views]),
-        said=given([(view.roles == "user").astype(np.float32) for view in views]),
+        said=given([view.said for view in views]).astype(np.float32),
         personal=given(personal).astype(np.float32),
     )
     return signals, owners, np.concatenate(places)
@@ -213,59 +225,63 @@ def _groups(candidates: _Candidates, question: Question) -> list[list[int]]:
     signals = candidates.signals
     # A text that neither shares a word with the question nor has a vector is no answer.
     possible = signals.words > 0 if signals.alone is None else (signals.words > 0) | (signals.alone != 0)
-    best = np.argsort(-candidates.total, kind="stable")[: question.top_k * 5 + _SPARE]
+    best = _best(candidates.total, question.top_k * 5 + _SPARE)
     least = question.ranking.duplicates
+    if signals.alone is None:
+        least = None
+    most = question.top_k + _SPARE
     groups: list[list[int]] = []
-    vectors: list[np.ndarray] = []
+    vectors = np.zeros((most, candidates.views[0].dimension), np.float32)  # of the first text of each group
+    owners = np.full(most, -1)
     for i in (int(i) for i in best if possible[i]):
         view = candidates.view(i)
         if least is not None and view.alone is not None:
             vector = view.vectors[view.first[candidates.places[i]]]
-            same_scope = [candidates.owners[group[0]] == candidates.owners[i] for group in groups]
-            near = _nearest(vector, vectors, same_scope, least)
-            if near is not None:
-                groups[near].append(i)
+            cosines = np.where(owners[: len(groups)] == candidates.owners[i], vectors[: len(groups)] @ vector, -1.0)
+            nearest = int(cosines.argmax()) if len(cosines) else -1
+            if nearest >= 0 and cosines[nearest] >= least:
+                groups[nearest].append(i)
                 continue
-            vectors.append(vector)
-        else:
-            vectors.append(np.zeros(1, np.float32))
+            vectors[len(groups)] = vector
+            owners[len(groups)] = candidates.owners[i]
         groups.append([i])
-        if len(groups) >= question.top_k + _SPARE:
+        if len(groups) == most:
             break
     return groups
 
 
-def _nearest(vector: np.ndarray, others: list[np.ndarray], same_scope: list[bool], least: float) -> int | None:
-    """The vector of the same scope that is nearest, if it is near enough."""
-    cosines = [
-        float(other @ vector) if same and len(other) == len(vector) else -1.0
-        for other, same in zip(others, same_scope, strict=True)
-    ]
-    best = int(np.argmax(cosines)) if cosines else -1
-    return best if best >= 0 and cosines[best] >= least else None
+def _best(total: np.ndarray, count: int) -> np.ndarray:
+    """The places of the highest numbers, highest first, of equal ones the first."""
+    if count >= len(total):
+        return np.argsort(-total, kind="stable")
+    least = np.partition(total, len(total) - count)[len(total) - count]
+    places = np.flatnonzero(total >= least)
+    return places[np.argsort(-total[places], kind="stable")][:count]
 
 
 def _results(
     transaction: Transaction, candidates: _Candidates, groups: list[list[int]], question: Question
 ) -> list[SearchResult]:
-    records = _records(transaction, [candidates.row_id(i) for group in groups for i in group])
     results: list[SearchResult] = []
-    for group in groups:
-        left = [i for i in group if candidates.row_id(i) in records]  # others were deleted meanwhile
-        if not left:
-            continue
-        best, *others = left
-        record = records[candidates.row_id(best)]
-        result = SearchResult(
-            memory=record,
-            score=float(candidates.total[best]),
-            passage=_passage(transaction, candidates, best, len(record.text)),
-            variants=tuple(records[candidates.row_id(i)] for i in others),
-            parts=_explained(candidates, best) if question.explain else None,
-        )
-        results.append(result)
-        if len(results) == question.top_k:
-            break
+    for start in range(0, len(groups), question.top_k):
+        part = groups[start : start + question.top_k]
+        records = _records(transaction, [candidates.row_id(i) for group in part for i in group])
+        for group in part:
+            left = [i for i in group if candidates.row_id(i) in records]  # others were deleted meanwhile
+            if not left:
+                continue
+            best, *others = left
+            record = records[candidates.row_id(best)]
+            result = SearchResult(
+                memory=record,
+                score=float(candidates.total[best]),
+                passage=_passage(transaction, candidates, best, len(record.text)),
+                variants=tuple(records[candidates.row_id(i)] for i in others),
+                parts=_explained(candidates, best) if question.explain else None,
+            )
+            results.append(result)
+            if len(results) == question.top_k:
+                return results
     return results
 
 

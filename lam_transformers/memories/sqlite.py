@@ -130,15 +130,18 @@ class SQLiteStore:
             connection = self._free.get_nowait()
         except queue.Empty:
             connection = self._connect()
+        usable = False
         try:
             yield connection
-        except BaseException:
-            connection.close()
+            usable = True
+        except ValueError:  # not the database's: an id that does not exist, say
+            usable = not connection.in_transaction
             raise
-        if self._closed:
-            connection.close()
-        else:
-            self._free.put(connection)
+        finally:
+            if usable and not self._closed:
+                self._free.put(connection)
+            else:
+                connection.close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

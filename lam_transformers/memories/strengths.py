@@ -1,9 +1,9 @@
 """Fast and slow strength: what was written or recalled lately, and what was new and is recalled again and again.
 
 The fast strength is set to 1 when a memory is written or recalled and loses 70 % a session; the slow one starts at the
-memory's novelty (1 less its highest cosine with what the user had), loses 0.1 % a session and grows by a tenth of what
-it lacks with each recall. A session ends when nothing was written or recalled for half an hour. Every change is in the
-log.
+memory's novelty (1 less its highest cosine with what the user had before), loses 0.1 % a session and grows by a tenth
+of what it lacks with each recall. A session ends when nothing was written or recalled for half an hour. Every change is
+in the log.
 """
 
 from dataclasses import asdict, dataclass
@@ -73,12 +73,12 @@ def begin(engine: Engine, transaction: Transaction, id: str, user_id: str, vecto
     novelty = 1.0
     if vector is not None:
         partition = engine.partitions.get(user_id)
-        with partition.lock:
-            partition.refresh(transaction)
-            known = [i for i in range(len(partition)) if partition.ids[i] != id]
-            if known:
-                cosines = partition.vectors[partition.first[known]] @ np.frombuffer(vector, "<f4")
-                novelty = float(np.clip(1 - cosines.max(), 0, 1))
+        # What this transaction writes may never be: it is not to be taken over into what is kept in memory.
+        with partition.lock, engine.store.read() as snapshot:
+            partition.refresh(snapshot)
+            if len(partition):
+                cosines = partition.vectors @ np.frombuffer(vector, "<f4")
+                novelty = float(np.clip(1 - cosines[partition.first].max(), 0, 1))
     session = _touch(engine, transaction, user_id)
     _write(engine, transaction, "strength", id, user_id, Strength(1.0, novelty, session, 0))
 

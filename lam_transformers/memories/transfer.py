@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .conversations import drop_state, refill
+from .conversations import drop_state, new_epoch, refill
 from .documents import Document, begin, read
 from .engine import Engine
 from .intact import BATCH, intact_rows
@@ -159,7 +159,7 @@ def _import_batch(engine: Engine, batch: list[dict[str, Any]]) -> int:
             if _known(transaction, record):
                 continue
             event = log(engine, transaction, "imported", record["id"], scope.user_id, {"version": record["version"]})
-            fields = {name: record.get(name) for name in _COLUMNS if name not in _NOT_FIELDS}
+            fields: dict[str, Any] = {name: record.get(name) for name in _COLUMNS if name not in _NOT_FIELDS}
             insert(engine, transaction, event, Version(scope=scope, at=float(record["time"]), **fields), values)
             added += 1
             if record["kind"] == "turn":
@@ -171,10 +171,10 @@ def _reach(transaction: Transaction, scope: Scope, turns: int, last_time: float)
     """A conversation has at least this many turns, and its last one is not earlier than this."""
     transaction.run(
         "INSERT INTO conversations (user_id, agent_id, run_id, turns, last_time, epoch, read_turns) "
-        "VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (user_id, agent_id, run_id) DO UPDATE SET "
+        "VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, agent_id, run_id) DO UPDATE SET "
         "turns = CASE WHEN conversations.turns > ? THEN conversations.turns ELSE ? END, "
         "last_time = CASE WHEN conversations.last_time > ? THEN conversations.last_time ELSE ? END",
-        *(*scope.values, turns, last_time, turns, turns, last_time, last_time),
+        *(*scope.values, turns, last_time, new_epoch(), turns, turns, last_time, last_time),
     )
     drop_state(transaction, scope)
 

@@ -100,13 +100,16 @@ class WordIndex:
             self._rest.append((np.concatenate(texts), owners))
             self._rest_size += len(owners)
         self.lengths = np.concatenate([self.lengths, lengths])
+
+    def settle(self) -> None:
+        """Sort in what was appended, once it is much: until then it is searched word by word."""
         if self._rest_size > max(self._MERGE, self._sorted.size // 4):
             self._merge()
 
     def _merge(self) -> None:
-        entries = np.concatenate([self._sorted.entries, *(entries for entries, _ in self._rest)])
-        owners = np.concatenate([self._sorted.owners, *(owners for _, owners in self._rest)])
-        self._sorted = _Postings.of(entries, owners)
+        entries = np.concatenate([entries for entries, _ in self._rest])
+        owners = np.concatenate([owners for _, owners in self._rest])
+        self._sorted = self._sorted.joined(_Postings.of(entries, owners))
         self._rest = []
         self._rest_size = 0
 
@@ -152,29 +155,37 @@ def bm25(query: str, parts: list[tuple[WordIndex, np.ndarray]]) -> list[np.ndarr
 
 
 class _Postings:
-    """Entries sorted by word, with the texts that hold them."""
+    """Entries sorted by word, with the texts that hold them.
 
-    def __init__(self, entries: np.ndarray, owners: np.ndarray, words: np.ndarray, starts: np.ndarray) -> None:
-        self.entries = entries
-        self.owners = owners
-        self._words = words
-        self._starts = starts
+    Attributes:
+        numbers: [entries] the words, in order.
+        owners: [entries] the text of each.
+        counts: [entries] float32, how often the text holds the word.
+    """
+
+    def __init__(self, numbers: np.ndarray, owners: np.ndarray, counts: np.ndarray) -> None:
+        order = np.argsort(numbers, kind="stable")
+        self.numbers = numbers[order]
+        self.owners = owners[order]
+        self.counts = counts[order]
 
     @classmethod
     def of(cls, entries: np.ndarray, owners: np.ndarray) -> "_Postings":
-        order = np.argsort(entries["word"], kind="stable")
-        entries = entries[order]
-        owners = owners[order]
-        words, starts = np.unique(entries["word"], return_index=True)
-        return cls(entries, owners, words, np.append(starts, len(entries)))
+        return cls(entries["word"], owners, entries["count"].astype(np.float32))
+
+    def joined(self, other: "_Postings") -> "_Postings":
+        """Both together; the sort is a merge of two runs that are in order."""
+        return _Postings(
+            np.concatenate([self.numbers, other.numbers]),
+            np.concatenate([self.owners, other.owners]),
+            np.concatenate([self.counts, other.counts]),
+        )
 
     @property
     def size(self) -> int:
-        return len(self.entries)
+        return len(self.numbers)
 
     def of_word(self, word: int) -> tuple[np.ndarray, np.ndarray]:
-        place = int(np.searchsorted(self._words, np.uint64(word)))
-        if place == len(self._words) or self._words[place] != np.uint64(word):
-            return self.owners[:0], self.entries["count"][:0]
-        start, end = self._starts[place : place + 2]
-        return self.owners[start:end], self.entries["count"][start:end]
+        start = np.searchsorted(self.numbers, np.uint64(word), "left")
+        end = np.searchsorted(self.numbers, np.uint64(word), "right")
+        return self.owners[start:end], self.counts[start:end]

@@ -9,12 +9,18 @@ from lam_transformers.memories import Memory
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(make_model, tokenizer, tmp_path_factory):
-    """A LAMEncoder of a tiny model that reads two ways, as LAM-base-v1 does."""
+def tiny_encoder_folder(make_model, tokenizer, tmp_path_factory):
+    """The folder of a tiny model that reads two ways, as LAM-base-v1 does."""
     folder = tmp_path_factory.mktemp("tiny-memory-model")
     make_model(two_way_chunk=8).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return LAMEncoder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_encoder_folder):
+    """A LAMEncoder of the tiny model."""
+    return LAMEncoder(tiny_encoder_folder)
 
 
 class Clock:

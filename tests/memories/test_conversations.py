@@ -1,10 +1,14 @@
 """A conversation is one text that grows: its state and its carried vectors are those of one replay."""
 
+import contextlib
+import random
+
 import numpy as np
 import pytest
 
-from lam_transformers.encoding import LAMEncoder
+from lam_transformers.encoding import LAMEncoder, late_chunks
 from lam_transformers.memories import Memory, UnknownMemory, conversations
+from lam_transformers.memories.reading import Reader
 
 TURNS = [
     "The dog runs in the house.", "A woman reads a book.", "ok", "Slowly, the old man sings in the street. " * 8,
@@ -57,6 +61,35 @@ def test_a_conversation_in_pieces_with_restarts_equals_one_replay(place, tmp_pat
     assert memory.verify() == []
 
 
+def test_turns_read_together_have_the_vectors_of_turns_read_one_by_one(tiny_encoder):
+    reader = Reader(tiny_encoder)
+    order = random.Random(0)
+    words = ["the", "dog", "runs", "in", "a", "red", "house", "and", "sings", "slowly"]
+    texts = [" ".join(order.choices(words, k=order.choice([1, 3, 8, 9, 40]))) for _ in range(40)]
+    texts[5] = "\x01"  # no token at all
+    apart = reader.new_conversation()
+    vectors = np.stack([reader.add_turn(apart, text) for text in texts])
+    together = reader.new_conversation()
+    assert np.abs(reader.add_turns(together, texts) - vectors).max() <= 1e-6
+    assert_same(together, apart)
+    assert len(reader.add_turns(together, [])) == 0
+    for last in (0, 1, 17, 39):
+        spoken = "\n\n".join(texts[: last + 1])
+        chunk = late_chunks(tiny_encoder, spoken, [(len(spoken) - len(texts[last]), len(spoken))])[0]
+        assert np.abs(chunk.embedding - vectors[last]).max() <= 1e-5
+
+
+def test_a_message_that_is_given_twice_is_read_once(place, tmp_path, tiny_encoder):
+    with Memory(place, model=tiny_encoder) as memory:
+        twice = [{"role": "user", "content": text, "id": str(i)} for i, text in enumerate(TURNS[:3]) for _ in range(2)]
+        turns = memory.add(twice, user_id="ada", run_id="chat")
+        assert [turn.id for turn in turns[::2]] == [turn.id for turn in turns[1::2]]
+        memory.add(messages(["More."]), user_id="ada", run_id="chat")
+        whole = replay(tmp_path, tiny_encoder, [*TURNS[:3], "More."])
+        assert_same(state_of(memory), state_of(whole))
+        assert np.abs(carried_of(memory) - carried_of(whole)).max() <= 1e-6
+
+
 def test_a_turn_costs_its_own_tokens_after_a_restart_too(place, tiny_encoder, monkeypatch):
     monkeypatch.setattr(conversations, "STATE_EVERY", 16)
     with Memory(place, model=tiny_encoder) as memory:
@@ -99,6 +132,21 @@ def test_a_deleted_or_changed_turn_leaves_no_trace_in_state_or_vectors(memory, t
         <= 1e-6
     )
     assert memory.verify() == []
+
+
+@pytest.mark.parametrize("again", [[], TURNS[::-1]])
+def test_who_holds_a_state_sees_that_its_conversation_was_forgotten(place, tmp_path, tiny_encoder, again):
+    with Memory(place, model=tiny_encoder) as first, Memory(place, model=tiny_encoder) as second:
+        first.add(messages(TURNS), user_id="ada", run_id="chat")
+        second.delete_all(user_id="ada", run_id="chat")
+        for text in again:  # as many turns as the first one holds a state of
+            second.add(messages([text]), user_id="ada", run_id="chat")
+        with pytest.raises(UnknownMemory) if not again else contextlib.nullcontext():
+            first.gist(user_id="ada", run_id="chat")
+        first.add(messages(["More."]), user_id="ada", run_id="chat")
+        whole = replay(tmp_path, tiny_encoder, [*again, "More."])
+        assert_same(state_of(first), state_of(whole))
+        assert np.abs(carried_of(first) - carried_of(whole)).max() <= 1e-6
 
 
 def test_a_damaged_state_is_read_again(place, tiny_encoder, caplog):

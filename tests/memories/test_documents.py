@@ -1,6 +1,10 @@
 """Documents are read whole, in one pass, recognised, and kept in versions."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,21 @@ DOCUMENT = "# The river\n\nThe water is green. A man sings.\n\nThe street is red
     for i in range(30)
     for animal, verb in (("dog", "runs"), ("cat", "eats"))
 )
+
+
+ROOT = Path(__file__).parents[2]
+# Prints by how many bytes the most memory in use has grown with a document ten times as long.
+MEASURE = """
+import resource, sys
+from lam_transformers.memories import Memory
+def text(words):
+    return "\\n\\n".join(f"The dog {i} runs in the old house and the cat eats it." for i in range(words // 13))
+with Memory(sys.argv[1], model=sys.argv[2]) as memory:
+    memory.add_document(text(20_000), title="short")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory.add_document(text(200_000), title="long")
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), memory.stats()["paragraphs"])
+"""
 
 
 @pytest.fixture
@@ -107,6 +126,22 @@ def test_an_unfinished_document_gives_way_to_another_text(place, tiny_encoder, s
         assert record.version == 1
         assert memory.verify() == []
         assert memory.stats()["paragraphs"] == 1
+
+
+@pytest.mark.slow
+def test_a_long_document_is_read_in_constant_memory(place, make_model, tokenizer, tmp_path):
+    """The states of its tokens alone would be 200 MB."""
+    model = make_model(hidden_size=256, num_attention_heads=8, num_hidden_layers=1, two_way_chunk=64)
+    model.save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, place, str(tmp_path / "wide")],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    grown, paragraphs = map(int, measured.stdout.split())
+    assert paragraphs == 20_000 // 13 + 200_000 // 13
+    assert grown < 80e6
 
 
 def test_files(words_only, tmp_path):

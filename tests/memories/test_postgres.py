@@ -22,6 +22,9 @@ for module in (test_memory, test_conversations, test_documents):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     running = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    with psycopg.connect(running.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")  # what is tested here need not survive a power cut
+        connection.execute("SELECT pg_reload_conf()")
     yield running
     running.cleanup()
 

@@ -51,6 +51,8 @@ def test_bm25_of_what_is_visible(texts, query, hidden, cut):
     for index, part in zip(indexes, parts, strict=True):
         for i in part:
             index.append([count_words(texts[i])])
+            if i % 3:
+                index.settle()
     visible = [np.array([i in seen for i in part], bool) for part in parts]
     got = np.concatenate(bm25(query, list(zip(indexes, visible, strict=True))))
     want = np.zeros(len(texts))
