@@ -367,6 +367,15 @@ def test_times_are_those_of_the_memory(memory):
     assert abs(datetime.datetime.now(datetime.UTC) - store.get(("docs",), "k").created_at).total_seconds() < 60
 
 
+def test_a_clock_that_goes_back_loses_nothing(tmp_path):
+    hours = iter(range(1_000_000, 0, -3600))
+    with Memory(tmp_path / "back.db", model=None, now=lambda: float(next(hours))) as memory:
+        store = LAMStore(memory)
+        for i in range(3):
+            store.put(("docs",), "k", {"v": i})
+        assert store.get(("docs",), "k").value == {"v": 2}
+
+
 def test_the_example_keeps_users_apart(vectors):
     graph = langgraph_memory.build_graph(LAMStore(vectors.memory, fields=["text"]))
 
