@@ -121,8 +121,11 @@ class Remembered:
         with self.open(strengths=True) as memory:
             for part in conversation.parts():
                 self.clock.wait()
-                turns = [{"role": conversation.roles[i], "content": conversation.texts[i]} for i in part]
-                self.ids += [record.id for record in memory.add(turns, user_id=USER, run_id=RUN)]
+                # As an assistant writes them, what was said and what was answered: a call is new to what was before it.
+                for start in part[::2]:
+                    both = range(start, min(start + 2, part.stop))
+                    turns = [{"role": conversation.roles[i], "content": conversation.texts[i]} for i in both]
+                    self.ids += [record.id for record in memory.add(turns, user_id=USER, run_id=RUN)]
             self.novelty = _novelty(memory, self.ids)
         self._places = {id: place for place, id in enumerate(self.ids)}
 
