@@ -327,7 +327,11 @@ def main() -> None:
             f"{np.nanmean(gap):+.3f} [{gap_low:+.3f}, {gap_high:+.3f}]{only}"
         )
     result["by_kind"] = {
-        kind: {name: float(np.nanmean(table[np.array(kinds) == kind, 0])) for name, table in tables.items()}
+        kind: {
+            name: float(np.nanmean(table[np.array(kinds) == kind, 0]))
+            for name, table in tables.items()
+            if np.isfinite(table[np.array(kinds) == kind, 0]).any()
+        }
         for kind in sorted(set(kinds))
     }
     result["switched"] = compare_switches(loaded, generator)

@@ -53,6 +53,9 @@ class Partition:
         self._rows = 0
         self._carried = np.zeros((0, self.dimension), np.float32)
         self._has_carried = False
+        self._mixed = np.zeros((0, self.dimension), np.float32)
+        self._mixed_share = 0.0
+        self._mixed_rows = 0
         self._names = {"": 0}
         self._place: dict[int, int] = {}
         self._changed = -1
@@ -70,6 +73,35 @@ class Partition:
     def carried(self) -> np.ndarray | None:
         """[memories, D] float32 carried vectors, None if there are none at all."""
         return self._carried[: len(self.ids)] if self._has_carried else None
+
+    def mixed(self, share: float) -> np.ndarray:
+        """[memories, D] float32: the vectors of the texts alone, mixed with `share` of their carried ones.
+
+        Its product with a question's vector is the mix of both cosines, for half of the reading. It is kept for the
+        share that was asked for last.
+        """
+        if not self._has_carried:
+            share = 0.0
+            if self._rows == len(self.ids):  # no text has passages
+                return self.vectors
+        if share != self._mixed_share:
+            self._mixed_share = share
+            self._mixed_rows = 0
+            self._mixed = np.zeros((0, self.dimension), np.float32)
+        new = slice(self._mixed_rows, len(self.ids))
+        if self._mixed_rows < len(self.ids):
+            self._mixed = _grown(self._mixed, self._mixed_rows, len(self.ids))
+            self._mixed[new] = self.vectors[self.first[new]]
+            if self._has_carried:
+                self._mixed[new] *= 1 - share
+                self._mixed[new] += share * self._carried[new]
+            self._mixed_rows = len(self.ids)
+        return self._mixed[: len(self.ids)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the vectors that are kept."""
+        return self._matrix.nbytes + self._carried.nbytes + self._mixed.nbytes
 
     def code(self, name: str) -> int:
         """The number of an agent's or run's name, -1 for one that no memory has."""
@@ -204,11 +236,11 @@ class Partitions:
             if partition is None:
                 partition = self._kept[user_id] = Partition(user_id, self.dimension)
             self._kept.move_to_end(user_id)
-            size = sum(part.vectors.nbytes for part in self._kept.values())
+            size = sum(part.nbytes for part in self._kept.values())
             for name in list(self._kept):
                 if size <= self._most or name == user_id or name == "":
                     continue
-                size -= self._kept.pop(name).vectors.nbytes
+                size -= self._kept.pop(name).nbytes
             return partition
 
     def clear(self) -> None:

@@ -74,6 +74,8 @@ class _View:
     Attributes:
         visible: [memories] bool, what the one who asks may see, and asked for.
         own: whether it is the user's own part, and not what is shared.
+        alone, best, carried: [memories] cosines of each text's vector, its best passage and its carried vector with
+            the question's; of the mix of the first and the last alone where the parts are not asked for.
     """
 
     def __init__(self, partition: Partition, question: Question) -> None:
@@ -85,6 +87,9 @@ class _View:
         self.first = partition.first
         self.vectors = partition.vectors
         self.carried_vectors = partition.carried
+        # Where nobody wants to know the parts, one product gives the cosines as the ranking mixes them.
+        plain = not (question.explain or question.ranking.passages)
+        self.mixed = partition.mixed(question.ranking.carried) if plain else None
         self.words = partition.words.copy()
         self.said = partition.said
         self.agents = partition.agents
@@ -95,6 +100,9 @@ class _View:
     def compare(self, asked: np.ndarray) -> None:
         """The cosines of all texts with the question's vector [D]."""
         if not len(self.first) or len(asked) != self.dimension:
+            return
+        if self.mixed is not None:
+            self.alone = self.best = self.mixed @ asked
             return
         cosines = self.vectors @ asked
         plain = len(cosines) == len(self.first)  # no text has passages
@@ -211,7 +219,10 @@ def _signals(views: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.n
     signals = Signals(
         alone=joined([view.alone for view in views]),
         passage=joined([view.best for view in views]),
-        carried=joined([view.carried for view in views]),
+        # A text without a carried vector counts as it is, here as in `Partition.carried`.
+        carried=joined([view.alone if view.carried is None else view.carried for view in views])
+        if any(view.carried is not None for view in views)
+        else None,
         words=given(words),
         lengths=given([view.words.lengths for view in views]),
         said=given([view.said for view in views]).astype(np.float32),

@@ -257,6 +257,20 @@ def test_a_newer_schema_is_refused_and_an_older_one_migrated_after_a_copy(words_
         assert texts(copy.search("dog", user_id="ada")) == ["The dog."]
 
 
+def test_results_are_the_same_with_and_without_their_parts(memory):
+    memory.add(TALK, user_id="ada", run_id="chat")
+    memory.add("The old man sings in the house. " * 40, user_id="ada")
+    memory.add_document("# River\n\nThe dog runs.\n\nThe cat sings in the red street.")
+    for query in ("the dog", "who sings in the house?", "red"):
+        plain = memory.search(query, user_id="ada")
+        explained = memory.search(query, user_id="ada", explain=True)
+        assert [r.id for r in plain] == [r.id for r in explained]
+        assert [r.score for r in plain] == pytest.approx([r.score for r in explained], abs=1e-5)
+        assert [sum(r.parts[name] for name in ("vectors", "words", "personal", "said")) for r in explained] == (
+            pytest.approx([r.score for r in explained], abs=1e-5)
+        )
+
+
 def test_stats(memory):
     memory.add(TALK, user_id="ada", run_id="chat")
     memory.add_document("One.\n\nTwo.")
