@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip
 MODEL ?= LAM-base-v1
 # The variable silences an advertisement for the successor of mkdocs-material.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-FRAMEWORKS := mteb langchain llama-index haystack qdrant lancedb peft setfit keybert bertopic txtai
+FRAMEWORKS := mteb langchain langgraph llama-index haystack qdrant lancedb peft setfit keybert bertopic txtai
 ENDS := newest lowest
 # What another version of transformers, sentence-transformers or torch could break; TESTS=tests runs everything there.
 TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_release.py tests/encoding \
@@ -61,7 +61,7 @@ test-all: $(VENV)/.dev test-frameworks
 test-frameworks: $(FRAMEWORKS:%=test-%)
 
 $(FRAMEWORKS:%=test-%): test-%: $(VENV)/frameworks/%/.done
-	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/integrations/test_integration_$(subst -,_,$*).py
+	LAM_REQUIRE=$* $(VENV)/frameworks/$*/bin/python -m pytest tests/integrations/test_integration_$(subst -,_,$*)*.py
 
 # The server with the clients of others, a browser where Chromium is installed, and npm's client where LAM_NODE_MODULES
 # names a folder that has it.

@@ -22,9 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from memory_data import Conversation, read_conversations
 
-from lam_transformers.memories.ranking import Ranking, Signals, scaled, scores
+from lam_transformers.evaluation import remembered
+from lam_transformers.evaluation.conversations import Conversation, read_conversations
+from lam_transformers.evaluation.remembered import fused, ranked
+from lam_transformers.memories.ranking import Ranking, Signals, scores
 from lam_transformers.memories.strengths import FAST_KEPT, GROWTH, SLOW_KEPT
 from lam_transformers.memories.words import WordIndex, bm25, count_words
 
@@ -141,11 +143,6 @@ class Loaded:
         )
 
 
-def fused(cosines: np.ndarray, words: np.ndarray, weight: float = 0.4) -> np.ndarray:
-    """Min-max scaled cosines and BM25."""
-    return (1 - weight) * scaled(cosines) + weight * scaled(words, 0.0)
-
-
 Way = Callable[[Loaded, int, Signals], np.ndarray | None]
 
 
@@ -201,13 +198,9 @@ def ways() -> dict[str, Way]:
     return chosen
 
 
-def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, float, float]:
+def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, ...]:
     """R@10, hit@10 and nDCG@10."""
-    order = np.argsort(-scored, kind="stable")[:10]
-    hits = np.array([place in evidence for place in order], np.float64)
-    gains = 1 / np.log2(np.arange(2, 12))
-    ideal = gains[: min(len(evidence), 10)].sum()
-    return hits.sum() / len(evidence), float(hits.any()), float((hits * gains[: len(hits)]).sum() / ideal)
+    return remembered.measures(ranked(scored), evidence)[1:]
 
 
 def grouped(scored: np.ndarray, vectors: np.ndarray, evidence: frozenset[int], least: float) -> tuple[float, ...]:

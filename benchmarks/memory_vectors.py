@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from memory_data import read_conversations
 
 from lam_transformers.encoding import LAMEncoder
 from lam_transformers.encoding.pipeline import Pipeline
+from lam_transformers.evaluation.conversations import read_conversations
 from lam_transformers.io.loading import locate_model
 from lam_transformers.memories.reading import _token_states
 

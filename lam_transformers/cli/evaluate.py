@@ -42,14 +42,24 @@ def evaluate_all(
         list[Path] | None, typer.Option(help="Further pair file (sentence1, sentence2, score) for the part sts.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A look in a few minutes, not for a report.")] = False,
+    max_conversations: Annotated[
+        int | None, typer.Option(min=1, help="Conversations of each file that the part memory reads; all without it.")
+    ] = None,
 ) -> None:
     """Measure a LAM in all parts, or in those named by --only. docs/EVALUATION.md says what each number means."""
     with clear_errors():
+        import dataclasses
+
         from ..evaluation.data import Data
         from ..evaluation.part import Settings
+        from ..evaluation.parts.memory import MemorySettings
         from ..evaluation.report import write_report
         from ..evaluation.suite import QUICK, evaluate
 
+        settings = QUICK if quick else Settings()
+        if max_conversations is not None:
+            fewer = dataclasses.replace(settings.of(MemorySettings), memory_conversations=max_conversations)
+            settings = dataclasses.replace(settings, parts=(fewer, *settings.parts))
         with show_progress() as shown:
             missing = evaluate(
                 model,
@@ -57,7 +67,7 @@ def evaluate_all(
                 Data(data),
                 out,
                 only or [],
-                QUICK if quick else Settings(),
+                settings,
                 pairs or [],
                 shown,
             )

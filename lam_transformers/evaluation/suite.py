@@ -12,7 +12,7 @@ from ..io.results import Numbers, read_results, write_result
 from .data import Data
 from .models import load_encoder, model_record
 from .part import Context, Part, Settings
-from .parts import mteb, retrieval, scaling, sts
+from .parts import memory, mteb, retrieval, scaling, sts
 from .research import ablation, babi, long_context, pillars, recall
 
 # In the order of a full run and of the report.
@@ -22,6 +22,7 @@ PARTS: tuple[Part, ...] = (
     scaling.PART,
     long_context.PART,
     retrieval.PART,
+    memory.PART,
     recall.PART,
     babi.PART,
     ablation.PART,

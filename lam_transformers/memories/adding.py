@@ -48,7 +48,8 @@ def _add_text(
 ) -> MemoryRecord:
     computed = engine.compute([text])[0]
     with engine.store.write() as transaction:
-        at = engine.now() if at is None else at
+        given = at
+        at = engine.now() if given is None else given
         old = None
         if key is not None:
             rows = transaction.rows(
@@ -67,6 +68,8 @@ def _add_text(
         elif old[2] == text and old[16] == metadata:
             return record_of(old[1:])  # known already
         else:
+            # A clock that went back is no error of the caller's.
+            at = max(at, old[9]) if given is None else at
             row = _supersede(engine, transaction, old, computed, text, at, metadata)
         return record_at(transaction, row)
 

@@ -81,6 +81,16 @@ def listed(
     return [record_of(row) for row in rows]
 
 
+def seen(store: Store, scope: Scope) -> list[MemoryRecord]:
+    """All that holds and may be seen from a scope, as a search there sees it, in the order in which it was written."""
+    with store.read() as transaction:
+        rows = transaction.rows(
+            f"SELECT {RECORD} FROM memories WHERE user_id IN (?, '') AND superseded IS NULL ORDER BY row_id",
+            scope.user_id,
+        )
+    return [record_of(row) for row in rows if scope.sees(Scope(*row[4:7]))]
+
+
 def events(store: Store, id: str | None, user_id: str | None) -> list[dict[str, Any]]:
     """See `Memory.events`."""
     where = "1 = 1"

@@ -21,7 +21,11 @@ _SPARE = 40
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked for; the attributes are the arguments of `Memory.search`, checked, times in seconds since 1970."""
+    """What is asked for; the attributes are the arguments of `Memory.search`, checked, times in seconds since 1970.
+
+    Attributes:
+        only: ids of the memories that may be answers, of those that the scope may see; None for all of them.
+    """
 
     text: str
     scope: Scope
@@ -32,6 +36,7 @@ class Question:
     as_of: float | None
     explain: bool
     ranking: Ranking
+    only: frozenset[str] | None = None
 
     @classmethod
     def of(
@@ -188,6 +193,8 @@ def _visible(partition: Partition, question: Question) -> np.ndarray:
         visible &= partition.times >= question.after
     if question.before is not None:
         visible &= partition.times < question.before
+    if question.only is not None:
+        visible &= np.fromiter((id in question.only for id in partition.ids), bool, len(partition))
     return visible
 
 

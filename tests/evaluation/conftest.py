@@ -48,6 +48,41 @@ def write_babi(path) -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
+def write_conversations(folder) -> None:
+    """Two conversations as BEAM has them, one as LoCoMo has it; a question repeats words of what answers it."""
+    g = np.random.default_rng(7)
+    records = []
+    for _ in range(2):
+        texts = [f"{sentence(g, 5, 9)} on {['Monday', 'Friday'][i % 2]} at {i}" for i in range(10)]
+        messages = [
+            {
+                "id": str(i),
+                "role": ("user", "assistant")[i % 2],
+                "time_anchor": ["March-15-2024", None, "April-05-2024"][i // 4],
+                "content": text,
+            }
+            for i, text in enumerate(texts)
+        ]
+        asked = {
+            "plain": [{"question": f"who {texts[i]}?", "source_chat_ids": [i]} for i in (2, 5)],
+            "several": [{"question": f"and {texts[4]}?", "source_chat_ids": {"first": [4], "second": ["6"]}}],
+        }
+        records.append({"messages": messages, "probing_questions": asked})
+    write_lines(folder / "beam.jsonl", records)
+    said = {"speaker_a": "Ada", "speaker_b": "Ben"}
+    for session in (1, 2):
+        said[f"session_{session}_date_time"] = "1:00 pm on 8 May, 2023"
+        said[f"session_{session}"] = [
+            {"speaker": ("Ada", "Ben")[i % 2], "dia_id": f"D{session}:{i + 1}", "text": sentence(g, 5, 9)}
+            for i in range(4)
+        ]
+    questions = [
+        {"question": f"who {said['session_2'][2]['text']}?", "evidence": ["D2:3"], "category": 4},
+        {"question": "where is the dog?", "evidence": ["D1:1; D1:2"], "category": 1},
+    ]
+    write_lines(folder / "locomo.jsonl", [{"sample_id": "conv-1", "conversation": said, "qa": questions}])
+
+
 def write_data(folder) -> None:
     """All data sets of the suite, each a few kilobytes."""
     g = np.random.default_rng(5)
@@ -65,6 +100,7 @@ def write_data(folder) -> None:
         documents.append({"task": "quality", "input": text, "instructions": questions})
     write_lines(folder / "longdoc/leval.jsonl", documents)
     write_babi(folder / "longdoc/babi_tasks_1-20_v1-2_en.tar.xz")
+    write_conversations(folder / "memory")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The suite's settings on the small data of conftest.py, and a progress that keeps what it is told."""
 
 from lam_transformers.evaluation.part import Settings
+from lam_transformers.evaluation.parts.memory import MemorySettings
 from lam_transformers.evaluation.parts.retrieval import RetrievalSettings
 from lam_transformers.evaluation.parts.scaling import ScalingSettings
 from lam_transformers.evaluation.research.ablation import AblationSettings
@@ -25,6 +26,7 @@ SMALL = Settings(
         SMALL_SCALING,
         SMALL_LONG_CONTEXT,
         RetrievalSettings(document_tokens=90, leval_documents=4, retrieval_books=3, book_segments=1, book_tokens=80),
+        MemorySettings(memory_conversations=2, memory_pillars=1, memory_distractors=4, memory_details=4),
         RecallSettings(recall_pairs=(4, 16), recall_trials=3),
         BabiSettings(babi_tasks=(1,), babi_questions=30),
         AblationSettings(ablation_books=3, ablation_tokens=60),

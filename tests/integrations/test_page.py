@@ -13,6 +13,9 @@ SECTIONS = {
     "LlamaIndex: long nodes": "llama_index_long_nodes.py",
     "LlamaIndex: late chunks": "llama_index_late_chunks.py",
     "Haystack": "haystack_pipeline.py",
+    "LangGraph: long-term memory": "langgraph_memory.py",
+    "LlamaIndex: memory block": "llama_index_memory.py",
+    "Haystack: memories": "haystack_memory.py",
     "Qdrant": "qdrant_local.py",
     "LanceDB": "lancedb_local.py",
 }
