@@ -1,0 +1,203 @@
+"""LAM against all-MiniLM-L6-v2, both as ONNX on the same onnxruntime: tokens/s, start, size, memory.
+
+    python benchmarks/edge.py LAM-base-v1 --data DIR
+
+Both models are in one process, with the same threads, and take turns on the same token ids; the ratio of their
+tokens/s is taken round by round. all-MiniLM-L6-v2 is built of onnxruntime's fused operators (edge_teacher.py), in int8
+twice: by onnxruntime's own dynamic quantisation, a scale for each batch, and with LAM's products, a scale for each
+token. Sentences are those of STS-B in batches of 1,024 tokens, shortest first. LAM in torch reads the same ids.
+
+Start (import, load, one sentence) and the peak resident memory of a whole process are measured in fresh processes,
+which have onnxruntime, tokenizers and numpy only.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import in_fresh_process, natural_sentences
+
+SIZES = (16, 32, 128, 512, 2_048, 8_192)
+LONG = 100_000  # tokens
+BUDGET = 1_024  # tokens of a batch; a longer text is one
+BASELINE = "all-MiniLM-L6-v2"
+
+START = """
+import json, resource, sys, time
+began = time.perf_counter()
+sys.path.insert(0, sys.argv[1])
+from lam_onnx import Encoder
+encoder = Encoder(sys.argv[1], threads=int(sys.argv[2]))
+encoder.session(sys.argv[3])
+loaded = time.perf_counter() - began
+text = open(sys.argv[4]).read()
+if sys.argv[3] == "model_stream.onnx":
+    encoder.encode_long(text)
+else:
+    encoder.encode([text[:500]] * 8)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"import_and_load_seconds": round(loaded, 2), "peak_mb": round(peak, 1)}))
+"""
+
+
+def prepare(model: str, folder: Path) -> dict[str, Path]:
+    """Export both models in all precisions: name -> ONNX file."""
+    from edge_teacher import export_teacher
+    from onnxruntime.quantization import quantize_dynamic
+
+    from lam_transformers.checkpoints.onnx import export_onnx
+    from lam_transformers.io.loading import locate_model
+
+    paths = {}
+    for precision in ("float32", "int8"):
+        export_onnx(model, folder / f"lam_{precision}", precision)
+        paths[f"lam_{precision}"] = folder / f"lam_{precision}/model.onnx"
+        paths[f"minilm_{precision}"] = folder / f"minilm_{precision}.onnx"
+        export_teacher(locate_model(BASELINE), paths[f"minilm_{precision}"], precision)
+    paths["minilm_int8_dynamic"] = folder / "minilm_int8_dynamic.onnx"
+    options = {"DefaultTensorType": 1}  # float32: the type of what onnxruntime's own operators give
+    quantize_dynamic(paths["minilm_float32"], paths["minilm_int8_dynamic"], per_channel=True, extra_options=options)
+    return paths
+
+
+def session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def batches_of(lengths: list[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Random ids of these lengths, shortest first, in padded batches of at most BUDGET tokens."""
+    rng = np.random.default_rng(seed)
+    groups: list[list[int]] = [[]]
+    for length in sorted(lengths):
+        if groups[-1] and (len(groups[-1]) + 1) * length > BUDGET:
+            groups.append([])
+        groups[-1].append(length)
+    batches = []
+    for group in groups:
+        ids = rng.integers(1_000, 30_000, (len(group), max(group)))
+        mask = (np.arange(max(group)) < np.array(group)[:, None]).astype(np.int64)
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
+def torch_reader(model: str) -> Any:
+    """LAM in torch on the same batches."""
+    import torch
+
+    from lam_transformers import LAMModel
+
+    lam = LAMModel.from_pretrained(model).eval()
+
+    def read(batch: dict[str, np.ndarray]) -> None:
+        with torch.inference_mode():
+            lam(**{name: torch.from_numpy(x) for name, x in batch.items()})
+
+    return read
+
+
+def in_turns(readers: dict[str, Any], batches: list[dict[str, np.ndarray]], seconds: float) -> dict[str, Any]:
+    """Median tokens/s of each reader, and the ratios round by round, after a round that is not counted."""
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    times: dict[str, list[float]] = {name: [] for name in readers}
+    began = time.perf_counter()
+    rounds = 0
+    while rounds < 4 or time.perf_counter() - began < seconds:
+        for name, read in readers.items():
+            start = time.perf_counter()
+            for batch in batches:
+                read(batch)
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    times = {name: values[1:] for name, values in times.items()}
+
+    def ratio(own: str, other: str) -> float:
+        return round(statistics.median(b / a for a, b in zip(times[own], times[other], strict=True)), 2)
+
+    return {
+        "tokens": tokens,
+        "rounds": rounds - 1,
+        "tokens_per_second": {name: round(tokens / statistics.median(values)) for name, values in times.items()},
+        "lam_to_minilm_float32": ratio("lam_float32", "minilm_float32"),
+        "lam_to_minilm_int8": ratio("lam_int8", "minilm_int8"),
+        "lam_to_minilm_int8_dynamic": ratio("lam_int8", "minilm_int8_dynamic"),
+        "lam_int8_to_float32": ratio("lam_int8", "lam_float32"),
+        "lam_onnx_to_torch_float32": ratio("lam_float32", "lam_torch"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="LAM-base-v1")
+    parser.add_argument("--data", type=Path, help="a folder with sts/, for the sentences")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=15, help="for each size of text")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/edge.json"))
+    arguments = parser.parse_args()
+    import onnxruntime
+    import torch
+
+    from lam_transformers.io.results import write_result
+
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = prepare(arguments.model, folder)
+        readers: dict[str, Any] = {}
+        for name, path in paths.items():
+            graph = session(path, arguments.threads)
+            readers[name] = lambda batch, graph=graph: graph.run(["sentence_embedding"], batch)
+        readers["lam_torch"] = torch_reader(arguments.model)
+        rows = {}
+        for size in arguments.sizes:
+            rows[f"{size} tokens"] = in_turns(readers, batches_of([size] * max(BUDGET // size, 1)), arguments.seconds)
+            print(size, json.dumps(rows[f"{size} tokens"]), flush=True)
+        if arguments.data:
+            rows["sentences"] = in_turns(readers, sentence_batches(paths, arguments.data), arguments.seconds)
+            print("sentences", json.dumps(rows["sentences"]), flush=True)
+        rows["processes"] = processes(folder, arguments.threads)
+        rows["mb_on_disk"] = {name: round(path.stat().st_size / 1e6, 1) for name, path in paths.items()}
+        print(json.dumps(rows["processes"]), json.dumps(rows["mb_on_disk"]))
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        write_result(
+            arguments.out,
+            rows,
+            threads=arguments.threads,
+            onnxruntime=onnxruntime.__version__,
+            vnni="avx_vnni" in flags or "avx512_vnni" in flags,
+        )
+
+
+def sentence_batches(paths: dict[str, Path], data: Path) -> list[dict[str, np.ndarray]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(paths["lam_float32"].with_name("tokenizer.json")))
+    sentences = natural_sentences(data)[:1000]
+    return batches_of([len(encoding.ids) for encoding in tokenizer.encode_batch(sentences)])
+
+
+def processes(folder: Path, threads: int) -> dict[str, Any]:
+    """Start and memory of whole processes of LAM: short texts, and one of about 100,000 tokens."""
+    script = folder / "start.py"
+    script.write_text(START, encoding="utf-8")
+    words = Path("examples/data/handbook.md").read_text(encoding="utf-8")
+    text = folder / "text.txt"
+    text.write_text(words * (4 * LONG // len(words) + 1), encoding="utf-8")
+    return {
+        f"{precision}, {name}": in_fresh_process(str(script), folder / f"lam_{precision}", threads, name, text)
+        for precision in ("float32", "int8")
+        for name in ("model.onnx", "model_stream.onnx")
+    }
+
+
+if __name__ == "__main__":
+    main()
