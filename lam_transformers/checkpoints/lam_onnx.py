@@ -28,11 +28,11 @@ LONG_WORD = re.compile("([0-9A-Za-z]{1024})[0-9A-Za-z]+")
 class Encoder:
     """Embeds texts with a LAM in an exported folder. Texts are never truncated.
 
-    folder: what `lam export-onnx` wrote. threads: of onnxruntime; None lets it choose.
-    budget: tokens that go through the model at once; it decides the memory needed and changes no result.
+    folder: what `lam export-onnx` wrote. threads: of onnxruntime; None lets it choose. budget: tokens that go through
+    the model at once; it decides the memory needed and changes no result.
     """
 
-    def __init__(self, folder: str | os.PathLike, threads: int | None = None, budget: int = 2048):
+    def __init__(self, folder: str | os.PathLike, threads: int | None = None, budget: int = 1024):
         self.folder = Path(folder)
         for name in ("lam_onnx.json", "tokenizer.json", "model.onnx", "model_stream.onnx"):
             if not (self.folder / name).is_file():
@@ -48,6 +48,7 @@ class Encoder:
         self.tokenizer.no_truncation()
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads or 0
+        self.options.enable_mem_pattern = False  # plans for each length would take more memory than they save
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def session(self, name: str) -> onnxruntime.InferenceSession:
@@ -69,13 +70,12 @@ class Encoder:
         result = np.zeros((len(texts), self.config["dimensions"]), np.float32)
         ids: dict[int, list[int]] = {}
         for i, text in enumerate(texts):
-            if len(_checked(text)) > PIECE:
+            tokens = self.tokens(text) if len(_checked(text)) <= PIECE else []
+            whole = self.config["opening"] + tokens + self.config["closing"]
+            if len(text) > PIECE or not 0 < len(whole) <= self.config["segment"]:
                 result[i] = self.encode_long(text)
-                continue
-            ids[i] = self.config["opening"] + self.tokens(text) + self.config["closing"]
-            if len(ids[i]) > self.config["segment"]:
-                result[i] = self.encode_long(text)
-                del ids[i]
+            else:
+                ids[i] = whole
         batches: list[list[int]] = []
         for i in sorted(ids, key=lambda i: len(ids[i])):
             if not batches or (len(batches[-1]) + 1) * len(ids[i]) > self.budget:
@@ -91,8 +91,7 @@ class Encoder:
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        given = {"input_ids": padded, "attention_mask": mask}
-        return self.session("model.onnx").run(["sentence_embedding"], given)[0]
+        return self.session("model.onnx").run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})[0]
 
     def encode_long(self, text: str | Iterable[str]) -> np.ndarray:
         """Embedding [D] of a text of any length, or of pieces of one (such as an open file), in constant memory."""
@@ -139,7 +138,8 @@ class Reading:
         """Read on. Where pieces begin and end makes no difference."""
         for start in range(0, len(_checked(piece)), PIECE):
             self.text += piece[start : start + PIECE]
-            place = self.encoder.cut and len(self.text) >= PIECE and self.encoder.cut.search(self.text[::-1])
+            cuts = self.encoder.cut if len(self.text) >= PIECE else None
+            place = cuts.search(self.text[::-1]) if cuts else None
             if place:
                 cut = len(self.text) - place.end()
                 self._read(self.encoder.tokens(self.text[:cut]))

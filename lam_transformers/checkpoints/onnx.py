@@ -28,7 +28,7 @@ SETTINGS = "lam_onnx.json"
 READER = "lam_onnx.py"
 # The first with RMSNormalization, and with QuantizeLinear, of operator set 23.
 ONNXRUNTIME = {"float32": "1.23", "float16": "1.23", "int8": "1.24"}
-SEGMENT = 1024  # tokens of a long text that go through the model at once, about
+SEGMENT = 512  # tokens of a long text that go through the model at once, about
 LONGEST = 2**31 - 1  # tokens at which FastEmbed truncates, which wants a number that fits its tokenizer
 SMALL = 1024  # bytes; weights of fewer are in both files
 

@@ -92,6 +92,7 @@ class Graph:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.weights: list[onnx.TensorProto] = [] if outer is None else outer.weights
+        self._known: dict[tuple[Any, ...], list[str]] = {}
         self._constants: dict[tuple[Any, ...], str] = {} if outer is None else outer._constants
         self._count: list[int] = [0] if outer is None else outer._count
 
@@ -126,11 +127,17 @@ class Graph:
         return self.concat([self.sizes(part) if isinstance(part, int) else part for part in parts], 0)
 
     def ops(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> list[Value]:
-        """Add an operator. Inputs are values, numbers and arrays, or None for one that is left out."""
+        """Add an operator. Inputs are values, numbers and arrays, or None for one that is left out.
+
+        What was computed before from the same inputs is not computed again.
+        """
         domain, _, name = kind.rpartition(":")
-        self._count[0] += outputs
-        names = [f"{name}_{self._count[0] - i}" for i in range(outputs)]
         given = ["" if x is None else x.name if isinstance(x, Value) else self.constant(x).name for x in inputs]
+        key = (kind, tuple(given), repr(sorted(attributes.items())))
+        if key in self._known:
+            return [Value(self, name) for name in self._known[key]]
+        self._count[0] += outputs
+        names = self._known[key] = [f"{name}_{self._count[0] - i}" for i in range(outputs)]
         self.nodes.append(
             helper.make_node(name, given, names, names[0], domain=MICROSOFT if domain else None, **attributes)
         )

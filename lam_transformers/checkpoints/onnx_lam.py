@@ -115,8 +115,8 @@ def embeddings(
 def add_and_norm(graph: Graph, config: Any, name: str, x: Value, y: Value, norm: tuple, bias: np.ndarray) -> Value:
     """LayerNorm(x + y + bias)."""
     scale, shift = (graph.weight(f"{name}_{part}", array) for part, array in zip(("weight", "bias"), norm, strict=True))
-    bias = graph.weight(f"{name}_added", bias)
-    return graph.op("microsoft:SkipLayerNormalization", x, y, scale, shift, bias, epsilon=config.layer_norm_eps)
+    added = graph.weight(f"{name}_added", bias)
+    return graph.op("microsoft:SkipLayerNormalization", x, y, scale, shift, added, epsilon=config.layer_norm_eps)
 
 
 def silu(graph: Graph, x: Value) -> Value:
@@ -251,8 +251,8 @@ def memory_rule(graph: Graph, chunk: int, two_way: int | None, tokens: Tokens, m
 
 def in_chunks(x: Value, chunk: int, groups: int, heads: int) -> list[Value]:
     """Per-head numbers x [B, P, groups H] as [S, 1, B, H, C], one for each group."""
-    x = x.reshape(0, -1, chunk, groups, heads).transpose(3, 1, 0, 4, 2)  # [groups, S, B, H, C]
-    return [x.at(i, 0).add_axis(1) for i in range(groups)]
+    x = x.reshape(0, -1, chunk, groups, heads).transpose(3, 1, 0, 4, 2).add_axis(2)  # [groups, S, 1, B, H, C]
+    return [x.at(i, 0) for i in range(groups)]
 
 
 def memory_layer(
@@ -277,7 +277,7 @@ def memory_layer(
     qkv = products.linear(x, f"{name}_qkv", rows[: 3 * size])  # [B, T, 3 D]
     rest = products.linear(x, f"{name}_rest", rows[3 * size :])  # [B, T, 5 H + gate]
     gates = len(rows) - 3 * size - 5 * heads
-    per_head, gate = rest.split([5 * heads, gates]) if gates else (rest, None)
+    per_head, *gate = rest.split([5 * heads, gates]) if gates else [rest]
 
     zeros = graph.constant(np.float32(0))
     if state is None:
@@ -300,29 +300,23 @@ def memory_layer(
     log_slow = log_sigmoid(graph, slow + graph.weight(f"{name}_slow", slow_bias)) * texts.real
     log_fast = log_slow + log_sigmoid(graph, fast + graph.weight(f"{name}_fast", fast_bias)) * texts.real
     psi = flux(graph, f"{name}_flux", inside(weights, "flux"), q, k)
-    rest_of_psi = 1.0 - psi
-
-    def to_modes(fast: Value, slow: Value) -> Value:
-        cos, sin = rotation(config)
-        return graph.concat([fast * cos - slow * sin, fast * sin + slow * cos], 1)
-
-    tokens = Tokens(
-        q,
-        k,
-        v,
-        beta=graph.op("Sigmoid", beta) * texts.real,
-        log_decay=graph.concat([log_fast, log_slow], 1),
-        write=to_modes(rest_of_psi, psi),
-        read=to_modes(graph.op("Sigmoid", gate_fast) * rest_of_psi, graph.op("Sigmoid", gate_slow) * psi),
-    )
+    cos, sin = rotation(config)
+    # R' (1 - psi, psi), the weights of the two memories in mode space.
+    slope = np.array([-cos - sin, cos - sin]).reshape(2, 1, 1, 1)
+    write = psi * graph.constant(slope) + graph.constant(np.array([cos, sin]).reshape(2, 1, 1, 1))
+    read_fast = graph.op("Sigmoid", gate_fast) * (1.0 - psi)
+    read_slow = graph.op("Sigmoid", gate_slow) * psi
+    read = graph.concat([read_fast * cos - read_slow * sin, read_fast * sin + read_slow * cos], 1)
+    log_decay = graph.concat([log_fast, log_slow], 1)
+    tokens = Tokens(q, k, v, graph.op("Sigmoid", beta) * texts.real, log_decay, write, read)
     o, memory = memory_rule(graph, texts.chunk, config.two_way_chunk, tokens, memory)
     scale = graph.weight(f"{name}_norm", weights["norm_weight"])
     o = graph.op("RMSNormalization", o, scale, axis=-1, epsilon=config.memory_norm_eps)
     o = o.transpose(1, 0, 3, 2, 4).reshape(texts.batch, -1, size).slice(0, texts.time, 1)  # [B, T, D]
-    if gate is not None:
+    for opening in gate:
         if "gate_proj.weight" in weights:
-            gate = products.linear(gate, f"{name}_gate", weights["gate_proj.weight"])
-        o = o * graph.op("Sigmoid", gate)
+            opening = products.linear(opening, f"{name}_gate", weights["gate_proj.weight"])
+        o = o * graph.op("Sigmoid", opening)
     return o, None if state is None else State(memory, last_inputs(graph, texts, inputs, taps))
 
 
@@ -379,13 +373,13 @@ def lam(graph: Graph, products: Products, weights: dict[str, np.ndarray], config
         seen = graph.input("seen", np.int64, ["batch"])
         place = place + seen.add_axis(1)
     x = embeddings(graph, products, inside(weights, "embeddings"), config, ids, place)
-    states = []
+    states: list[State] = []
     for i in range(layers):
         name = f"layer_{i}"
         layer = inside(weights, f"layers.{i}")
         state = State(memory.at(i, 0), conv.at(i, 0)) if carries_state else None
-        y, state = memory_layer(graph, products, name, inside(layer, "memory"), config, texts, x, state)
-        states.append(state)
+        y, after = memory_layer(graph, products, name, inside(layer, "memory"), config, texts, x, state)
+        states += [] if after is None else [after]
         y = products.linear(y, f"{name}_out", layer["memory.out_proj.weight"])
         norm = (layer["memory_norm.weight"], layer["memory_norm.bias"])
         x = add_and_norm(graph, config, f"{name}_memory_norm", x, y, norm, layer["memory.out_proj.bias"])

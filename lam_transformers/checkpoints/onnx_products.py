@@ -52,11 +52,11 @@ class Int8:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._known: dict[str, tuple[Value, Value]] = {}
 
     def linear(self, x: Value, name: str, weight: np.ndarray) -> Value:
         """x [B, T, in] times the transposed weight [out, in]."""
-        levels, token_scale = self._quantised(x)
+        sizes = x.size(0), x.size(1)
+        levels, token_scale = self._quantised(x, weight.shape[1])
         scale, matrix = _levels(weight)
         y = self.graph.op(
             "microsoft:MatMulIntegerToFloat",
@@ -66,7 +66,7 @@ class Int8:
             self.graph.weight(f"{name}_scale", scale[:, 0]),
             np.uint8(ZERO),
         )
-        return (y * token_scale).reshape(x.size(0), x.size(1), len(weight))
+        return (y * token_scale).reshape(*sizes, len(weight))
 
     def lookup(self, ids: Value, name: str, table: np.ndarray) -> Value:
         """The rows `ids` of a table, float32."""
@@ -74,17 +74,15 @@ class Int8:
         rows = self.graph.op("Gather", self.graph.weight(name, levels), ids).cast(np.float32)
         return rows * self.graph.op("Gather", self.graph.weight(f"{name}_scale", scale), ids)
 
-    def _quantised(self, x: Value) -> tuple[Value, Value]:
-        """Levels [B T, in] uint8 around ZERO and scales [B T, 1] of x [B, T, in]; the same x is quantised once."""
-        if x.name not in self._known:
-            rows = x.reshape(-1, x.size(2))
-            largest = self.graph.op("ReduceMax", rows, np.array([-1]), keepdims=0)
-            smallest = self.graph.op("ReduceMin", rows, np.array([-1]), keepdims=0)
-            largest = self.graph.op("Max", largest, self.graph.op("Neg", smallest), 1e-12)
-            scale = largest * (1.0 / (ZERO - 1))
-            zero = self.graph.op("Expand", np.uint8(ZERO), rows.size(0))
-            self._known[x.name] = self.graph.op("QuantizeLinear", rows, scale, zero, axis=0), scale.add_axis(1)
-        return self._known[x.name]
+    def _quantised(self, x: Value, inputs: int) -> tuple[Value, Value]:
+        """Levels [B T, in] uint8 around ZERO and scales [B T, 1] of x [B, T, in]."""
+        rows = x.reshape(-1, inputs)
+        largest = self.graph.op("ReduceMax", rows, np.array([-1]), keepdims=0)
+        smallest = self.graph.op("ReduceMin", rows, np.array([-1]), keepdims=0)
+        largest = self.graph.op("Max", largest, self.graph.op("Neg", smallest), 1e-12)
+        scale = largest * (1.0 / (ZERO - 1))
+        zero = self.graph.op("Expand", np.uint8(ZERO), rows.size(0))
+        return self.graph.op("QuantizeLinear", rows, scale, zero, axis=0), scale.add_axis(1)
 
 
 def _half(name: str, array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from handbook import ROOT
+from handbook import HANDBOOK, ROOT, read_passages
 from torch.nn import functional as F
 
 from lam_transformers import LAMEncoder, LAMModel
@@ -238,14 +238,47 @@ def test_without_the_extra_the_command_says_so(tiny_folder, tmp_path, monkeypatc
     assert "extra `onnx`" in run_lam("export-onnx", tiny_folder, tmp_path / "out", code=1)
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A folder with the released model in each precision."""
+    folder = tmp_path_factory.mktemp("released")
+    for precision in ("float32", "float16", "int8"):
+        export_onnx(ROOT / "LAM-base-v1", folder / precision, precision)
+    return folder
+
+
 @pytest.mark.slow
-def test_the_released_model(tmp_path, reader):
-    export_onnx(ROOT / "LAM-base-v1", tmp_path, "float32")
-    assert (tmp_path / "model.onnx").stat().st_size < 93e6
-    assert (tmp_path / "model_stream.onnx").stat().st_size < 1e6
+def test_the_released_model_at_every_length(released, reader):
     model = LAMModel.from_pretrained(ROOT / "LAM-base-v1").eval()
-    encoder = reader.Encoder(tmp_path)
+    encoder = reader.Encoder(released / "float32")
     for length in (1, 2, 31, 32, 33, 127, 128, 1000, 4097):
         ids = random_ids(length, vocab_size=model.config.vocab_size, seed=length)
         got = run(encoder.session("model.onnx"), ids.unsqueeze(0))[0][0]
         np.testing.assert_allclose(got, embedding(hidden(model, ids)), atol=1e-5, err_msg=f"{length} tokens")
+
+
+@pytest.mark.slow
+def test_the_released_model_reads_100_000_tokens(released, reader):
+    encoder = reader.Encoder(released / "float32")
+    text = HANDBOOK.read_text(encoding="utf-8")
+    text = text * (100_000 // len(encoder.tokens(text)) + 1)
+    want = LAMEncoder(ROOT / "LAM-base-v1").encode([text])[0]
+    got = encoder.encode_long(text)
+    print(f"largest difference {np.abs(got - want).max():.1e}")
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "megabytes", "least"), [("float32", 93, 1), ("float16", 47, 1), ("int8", 26, 0.98)]
+)
+def test_the_released_model_in_each_precision(released, reader, precision, megabytes, least):
+    assert (released / precision / "model.onnx").stat().st_size < megabytes * 1e6
+    assert (released / precision / "model_stream.onnx").stat().st_size < 1e6
+    texts = [passage for passage in read_passages() if passage][:20]
+    want = LAMEncoder(ROOT / "LAM-base-v1").encode(texts)
+    got = reader.Encoder(released / precision).encode(texts)
+    assert (got * want).sum(1).min() > least - 1e-5
+    # The weights that were released are float16 numbers.
+    if least == 1:
+        np.testing.assert_allclose(got, want, atol=1e-5)
