@@ -1,4 +1,4 @@
-"""LAM against all-MiniLM-L6-v2, both as ONNX on the same onnxruntime: tokens/s, start, size, memory.
+"""LAM against all-MiniLM-L6-v2, both as ONNX on the same onnxruntime: tokens/s and size.
 
     python benchmarks/edge.py LAM-base-v1 --data DIR
 
@@ -6,9 +6,6 @@ Both models are in one process, with the same threads, and take turns on the sam
 tokens/s is taken round by round. all-MiniLM-L6-v2 is built of onnxruntime's fused operators (edge_teacher.py), in int8
 twice: by onnxruntime's own dynamic quantisation, a scale for each batch, and with LAM's products, a scale for each
 token. Sentences are those of STS-B in batches of 1,024 tokens, shortest first. LAM in torch reads the same ids.
-
-Start (import, load, one sentence) and the peak resident memory of a whole process are measured in fresh processes,
-which have onnxruntime, tokenizers and numpy only.
 """
 
 import argparse
@@ -20,29 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import in_fresh_process, natural_sentences
+from measuring import natural_sentences
 
 SIZES = (16, 32, 128, 512, 2_048, 8_192)
-LONG = 100_000  # tokens
 BUDGET = 1_024  # tokens of a batch; a longer text is one
 BASELINE = "all-MiniLM-L6-v2"
-
-START = """
-import json, resource, sys, time
-began = time.perf_counter()
-sys.path.insert(0, sys.argv[1])
-from lam_onnx import Encoder
-encoder = Encoder(sys.argv[1], threads=int(sys.argv[2]))
-encoder.session(sys.argv[3])
-loaded = time.perf_counter() - began
-text = open(sys.argv[4]).read()
-if sys.argv[3] == "model_stream.onnx":
-    encoder.encode_long(text)
-else:
-    encoder.encode([text[:500]] * 8)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"import_and_load_seconds": round(loaded, 2), "peak_mb": round(peak, 1)}))
-"""
 
 
 def prepare(model: str, folder: Path) -> dict[str, Path]:
@@ -231,9 +210,8 @@ def main() -> None:
             print("sentences", json.dumps(rows["sentences"]), flush=True)
         rows["memory rule, 1,024 tokens"] = rule_row(arguments.threads)
         print(rows["memory rule, 1,024 tokens"])
-        rows["processes"] = processes(folder, arguments.threads)
         rows["mb_on_disk"] = {name: round(path.stat().st_size / 1e6, 1) for name, path in paths.items()}
-        print(json.dumps(rows["processes"]), json.dumps(rows["mb_on_disk"]))
+        print(json.dumps(rows["mb_on_disk"]))
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         write_result(
             arguments.out,
@@ -250,20 +228,6 @@ def sentence_batches(paths: dict[str, Path], data: Path) -> list[dict[str, np.nd
     tokenizer = Tokenizer.from_file(str(paths["lam_float32"].with_name("tokenizer.json")))
     sentences = natural_sentences(data)[:1000]
     return batches_of([len(encoding.ids) for encoding in tokenizer.encode_batch(sentences)])
-
-
-def processes(folder: Path, threads: int) -> dict[str, Any]:
-    """Start and memory of whole processes of LAM: short texts, and one of about 100,000 tokens."""
-    script = folder / "start.py"
-    script.write_text(START, encoding="utf-8")
-    words = Path("examples/data/handbook.md").read_text(encoding="utf-8")
-    text = folder / "text.txt"
-    text.write_text(words * (4 * LONG // len(words) + 1), encoding="utf-8")
-    return {
-        f"{precision}, {name}": in_fresh_process(str(script), folder / f"lam_{precision}", threads, name, text)
-        for precision in ("float32", "int8")
-        for name in ("model.onnx", "model_stream.onnx")
-    }
 
 
 if __name__ == "__main__":
