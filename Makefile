@@ -93,7 +93,7 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 
 # Without --no-compile pip compiles every module of every package here; those that are used are compiled when they are.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q --no-compile -c constraints.txt -e ".[train,dev,docs,frameworks,ray,onnx,serve,memory,memory-tests]"
+	$(PIP) install -q --no-compile -c constraints.txt -e ".[train,dev,docs,frameworks,ray,edge,serve,memory,memory-tests]"
 	touch $@ $(VENV)/.runtime
 
 # Only torch keeps its version, so that a CPU build stays one.

@@ -17,7 +17,7 @@ from ..model.checks_lam import check_folder, weights_checksum
 from ..model.configuration_lam import LAMConfig
 from ..model.heads_lam import AUTO_MAP
 from ..model.modeling_lam import LAMModel
-from .tokenizer import BERT_SPECIAL, write_tokenizer
+from .tokenizer import BERT_SPECIAL, UNBOUNDED, write_tokenizer
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED_CODE = (
@@ -85,7 +85,7 @@ def copy_code(folder: str | os.PathLike[str], names: Iterable[str] = SHIPPED_COD
         shutil.copyfile(shipped_file(name), Path(folder) / name)
 
 
-def save_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+def save_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str], max_length: int = UNBOUNDED) -> None:
     """Save a tokenizer without fixed truncation, fixed padding or a limit of length; see `write_tokenizer`.
 
     Raises OSError, in one line, if there is none or its files are damaged. No code of a folder is run.
@@ -100,7 +100,7 @@ def save_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str
             f"The tokenizer of {source} cannot be loaded ({type(error).__name__}: {reason}); get its files again."
         ) from error
     special = {name: token for name in BERT_SPECIAL if (token := getattr(loaded, name)) is not None}
-    write_tokenizer(loaded.backend_tokenizer, special, folder)
+    write_tokenizer(loaded.backend_tokenizer, special, folder, max_length)
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:

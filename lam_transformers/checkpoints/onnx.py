@@ -1,22 +1,36 @@
-"""One segment of a LAM, with its state in and out, as a graph: torch.export and ONNX.
+"""A LAM without this package: `lam export-onnx`, a folder for onnxruntime; and a segment for torch.export."""
 
-A segment has a fixed size of B texts x T tokens; a text is read segment by segment, each one's state handed on.
-"""
-
+import hashlib
+import json
 import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from transformers import AutoTokenizer
 
+from ..io.atomic import atomic_file, write_text
 from ..kernels import use_backend
+from ..model.checks_lam import read_json
 from ..model.modeling_lam import LAMModel
 from ..model.state_lam import state_shapes
+from ..model.streaming_lam import _CUT, TextTokenizer
+from .export import save_tokenizer
 
-INPUTS = ("input_ids", "memory", "conv", "seen", "length")
-OUTPUTS = ("hidden_states", "next_memory", "next_conv", "next_seen")
+if TYPE_CHECKING:
+    import onnx
+
+MODEL = "model.onnx"
+STREAM = "model_stream.onnx"
+SETTINGS = "lam_onnx.json"
+READER = "lam_onnx.py"
+# The first with RMSNormalization, and with QuantizeLinear, of operator set 23.
+ONNXRUNTIME = {"float32": "1.23", "float16": "1.23", "int8": "1.24"}
+SEGMENT = 512  # tokens of a long text that go through the model at once, about
+LONGEST = 2**31 - 1  # tokens at which FastEmbed truncates, which wants a number that fits its tokenizer
+SMALL = 1024  # bytes; weights of fewer are in both files
 
 
 class LAMSegment(nn.Module):
@@ -96,60 +110,96 @@ def export_segment(model: LAMModel, batch: int = 1, tokens: int = 128) -> torch.
         return torch.export.export(LAMSegment(model).eval(), _example(model, batch, tokens))
 
 
-def export_onnx(
-    source: str | os.PathLike[str], path: str | os.PathLike[str], batch: int = 1, tokens: int = 128
-) -> None:
-    """Write a segment of the LAM folder `source` as an ONNX file; inputs INPUTS, outputs OUTPUTS, as `LAMSegment`.
+def export_onnx(source: str | os.PathLike[str], folder: str | os.PathLike[str], precision: str = "float32") -> None:
+    """Write a LAM as ONNX graphs for any number and length of texts, with all that is needed to run them.
+
+    The folder gets model.onnx, model_stream.onnx (the same with the state in and out; its weights are those in
+    model.onnx), the tokenizer, config.json, lam_onnx.json and lam_onnx.py, which reads them without torch.
 
     Args:
         source: a LAM folder.
-        path: the file to write; the folders above it are made where they are missing.
-        batch: B, the texts of a segment.
-        tokens: T, the tokens of each text in a segment.
+        folder: where to; it is made where it is missing, and files of the same name are replaced.
+        precision: of the large matrices: "float32", "float16" (stored so, computed in float32) or "int8".
 
     Raises:
         ImportError: without the extra `onnx`.
         OSError: if `source` cannot be loaded.
-        ValueError: for impossible sizes.
+        ValueError: for a model or a precision that cannot be exported.
     """
     try:
-        import onnxscript  # noqa: F401
+        from .onnx_lam import build
     except ImportError as error:
-        raise ImportError("Writing ONNX needs the extra `onnx` of lam-transformers (onnxscript).") from error
-    program = export_segment(LAMModel.from_pretrained(source, dtype=torch.float32).eval(), batch, tokens)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    exported = torch.onnx.export(
-        program, dynamo=True, input_names=list(INPUTS), output_names=list(OUTPUTS), verbose=False
-    )
-    assert exported is not None
-    exported.save(os.fspath(path), external_data=False)
+        raise ImportError("Writing ONNX needs the extra `onnx` of lam-transformers (onnx, onnxruntime).") from error
+    folder = Path(folder)
+    if folder.is_file() or folder.suffix == ".onnx":
+        raise ValueError(f"{folder} is to be a folder; model.onnx and what belongs to it are written into it.")
+    model = LAMModel.from_pretrained(source, dtype=torch.float32).eval()
+    _check_exportable(model, source)
+    tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    weights = {name: x.detach().numpy() for name, x in model.state_dict().items()}
+    fingerprint = hashlib.sha256(f"{model.fingerprint()} {precision}".encode()).hexdigest()[:32]
+    about = {"lam_fingerprint": fingerprint, "lam_precision": precision}
+    whole = build(model.config, weights, precision, about, carries_state=False)
+    stream = build(model.config, weights, precision, about, carries_state=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(source, folder, LONGEST)
+    write_text(folder / "config.json", json.dumps(model.config.to_diff_dict(), indent=2) + "\n")
+    settings = {**_settings(model, tokenizer), "precision": precision, "onnxruntime": ONNXRUNTIME[precision]}
+    write_text(folder / SETTINGS, json.dumps(settings | {"fingerprint": fingerprint}, indent=2) + "\n")
+    shutil.copyfile(Path(__file__).with_name(READER), folder / READER)
+    data = whole.SerializeToString()
+    with atomic_file(folder / MODEL) as path:
+        path.write_bytes(data)
+    _point_into(stream, data, MODEL)
+    with atomic_file(folder / STREAM) as path:
+        path.write_bytes(stream.SerializeToString())
 
 
-def embed_segments(session, texts: list[list[int]]) -> np.ndarray:
-    """Embeddings [N, D] of texts given as token ids, special tokens included, segment by segment.
+def _check_exportable(model: LAMModel, source: Any) -> None:
+    if model.config.hidden_act != "gelu":
+        raise ValueError(f"Only models with hidden_act gelu can be exported to ONNX, got {model.config.hidden_act}.")
+    path = Path(source) / "sentence_lam_config.json"
+    pooling = read_json(path).get("pooling_mode", "mean") if path.is_file() else "mean"
+    if pooling != "mean":
+        raise ValueError(f"Only models with mean pooling can be exported to ONNX, got {pooling}.")
 
-    session: an `onnxruntime.InferenceSession` on a file of `export_onnx`. Raises ValueError for a text without tokens.
+
+def _settings(model: LAMModel, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """What lam_onnx.py has to know of the model and its tokenizer."""
+    config = model.config
+    shapes = state_shapes(config, 1)
+    step = config.two_way_chunk or 1
+    batch, heads, modes, width, _ = shapes["memory"]
+    plain = tokenizer.can_cut and not any(_CUT.search(token) for token in tokenizer.added)
+    return {
+        "dimensions": config.hidden_size,
+        "segment": max(SEGMENT - SEGMENT % step, step),
+        "opening": tokenizer.opening,
+        "closing": tokenizer.closing,
+        "cut": _CUT.pattern if plain else None,
+        "long_words_unknown": tokenizer.can_shorten,
+        "state": {
+            "memory": [config.num_hidden_layers, modes, batch, heads, width, width],
+            "conv": [config.num_hidden_layers, *shapes["conv"]],
+        },
+    }
+
+
+def _point_into(model: "onnx.ModelProto", data: bytes, name: str) -> None:
+    """Let the weights of a model be read out of another model's file, which has the same ones.
+
+    Args:
+        model: changed in place.
+        data: the other file's content.
+        name: the other file's name, in the same folder.
     """
-    if not all(texts):
-        raise ValueError(f"Text {[bool(ids) for ids in texts].index(False)} has no tokens.")
-    shapes = {x.name: x.shape for x in session.get_inputs()}
-    batch, tokens = shapes["input_ids"]
-    sums: list[np.ndarray] = []
-    for first in range(0, len(texts), batch):
-        group = texts[first : first + batch]
-        state = {name: np.zeros(shapes[name], np.float32) for name in ("memory", "conv")}
-        state["seen"] = np.zeros(batch, np.int64)
-        total: np.ndarray = np.zeros(())
-        for start in range(0, max(map(len, group)), tokens):
-            ids = np.zeros((batch, tokens), np.int64)
-            length = np.zeros(batch, np.int64)
-            for row, text in enumerate(group):
-                piece = text[start : start + tokens]
-                ids[row, : len(piece)] = piece
-                length[row] = len(piece)
-            hidden, *after = session.run(list(OUTPUTS), {"input_ids": ids, "length": length, **state})
-            state = dict(zip(("memory", "conv", "seen"), after, strict=True))
-            total = total + hidden.sum(1, dtype=np.float64)
-        sums.append(total[: len(group)])
-    pooled = torch.from_numpy(np.concatenate(sums)) if sums else torch.zeros(0, 0)
-    return F.normalize(pooled, dim=-1).float().numpy()
+    from onnx.external_data_helper import set_external_data
+
+    for weight in model.graph.initializer:
+        if len(weight.raw_data) < SMALL:
+            continue
+        offset = data.find(weight.raw_data)
+        if offset < 0:
+            raise ValueError(f"{weight.name} is not in {name}.")
+        set_external_data(weight, name, offset, len(weight.raw_data))
+        weight.ClearField("raw_data")

@@ -66,15 +66,14 @@ def _read_card(path: Path) -> str:
 
 def export_onnx(
     source: Annotated[Path, typer.Argument(help="LAM folder.")],
-    out: Annotated[Path, typer.Argument(help="File to write, such as lam.onnx.")],
-    tokens: Annotated[int, typer.Option(help="Tokens of each text in one segment.")] = 128,
-    batch: Annotated[int, typer.Option(help="Texts in one segment.")] = 1,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    precision: Annotated[str, typer.Option(help="Of the large matrices: float32, float16 or int8.")] = "float32",
 ) -> None:
-    """Write one segment, with its state in and out, as ONNX."""
+    """Write a folder for onnxruntime, which needs no torch: graphs for texts of any length, and their reader."""
     with clear_errors(), working(f"Exporting {source}"):
         from ..checkpoints.onnx import export_onnx
 
-        export_onnx(_locate(source), out, batch, tokens)
+        export_onnx(_locate(source), out, precision)
         say(f"Wrote {out}.")
 
 

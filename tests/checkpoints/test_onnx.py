@@ -1,15 +1,13 @@
-"""A fixed segment with its state in and out: torch.export and ONNX."""
-
-import sys
+"""A fixed segment with its state in and out, for torch.export."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lam_transformers import kernels
-from lam_transformers.checkpoints.onnx import LAMSegment, _example, embed_segments, export_segment
+from lam_transformers.checkpoints.onnx import LAMSegment, _example, export_segment
 
-from ..helpers import assert_close_rms, hidden, random_ids, run_lam
+from ..helpers import assert_close_rms, hidden, random_ids
 
 BATCH, TOKENS = 3, 8
 LENGTHS = (21, 8, 5)
@@ -56,20 +54,6 @@ def test_segments_with_padding_equal_the_model(tiny_model, texts, wanted, export
             assert_close_rms("convolution inputs", conv[layer, row], state.conv[layer][0], 1e-5)
 
 
-@pytest.mark.slow
-def test_onnxruntime_gives_the_models_embeddings(tiny_folder, texts, wanted, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
-    pytest.importorskip("onnxscript", reason="the onnx extra is not installed")
-    path = tmp_path / "out" / "lam.onnx"
-    run_lam("export-onnx", tiny_folder, path, "--tokens", TOKENS, "--batch", 2)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    got = torch.from_numpy(embed_segments(session, [ids.tolist() for ids in texts]))
-    want = torch.stack([F.normalize(x.mean(0), dim=0) for x in wanted])
-    assert_close_rms("embeddings", got, want, 1e-5)
-    with pytest.raises(ValueError, match="Text 1 has no tokens"):
-        embed_segments(session, [[1], []])
-
-
 def test_what_cannot_be_exported_is_refused(tiny_model, make_model):
     with pytest.raises(ValueError, match="got 1 x 0"):
         export_segment(tiny_model, 1, 0)
@@ -77,8 +61,3 @@ def test_what_cannot_be_exported_is_refused(tiny_model, make_model):
         export_segment(make_model().double())
     with kernels.use_backend("native"), pytest.raises(RuntimeError, match="compiled or exported|asked for"):
         torch.compile(tiny_model, backend="eager", fullgraph=True)(torch.ones(1, 3, dtype=torch.long))
-
-
-def test_without_the_extra_the_command_says_so(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert "extra `onnx`" in run_lam("export-onnx", tiny_folder, tmp_path / "lam.onnx", code=1)
