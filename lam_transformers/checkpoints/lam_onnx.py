@@ -44,8 +44,6 @@ class Encoder:
         self.budget = max(budget, 1)
         self.cut = re.compile(self.config["cut"]) if self.config["cut"] else None
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads or 0
         self.options.enable_mem_pattern = False  # plans for each length would take more memory than they save
@@ -173,7 +171,8 @@ class Reading:
         """Write what was read so far to a file (.npz), for `Encoder.open`."""
         about = json.dumps({"fingerprint": self.encoder.config["fingerprint"], "ids": self.ids, "text": self.text})
         with open(path, "wb") as file:
-            np.savez(file, about=np.array(about), total=self.total, **self.state)
+            memory, conv, seen = (self.state[name] for name in ("memory", "conv", "seen"))
+            np.savez(file, about=np.array(about), total=self.total, memory=memory, conv=conv, seen=seen)
 
     def _load(self, path: str | os.PathLike) -> None:
         try:

@@ -9,7 +9,6 @@ import numpy as np
 
 from .onnx_graph import Graph, Value
 
-PRECISIONS = ("float32", "float16", "int8")
 ZERO = 64  # the level of an activation of zero; levels are 1 to 127
 
 
@@ -99,7 +98,11 @@ def _levels(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def products(precision: str, graph: Graph) -> Float32 | Float16 | Int8:
     """The products of that precision. Raises ValueError for another one."""
-    kinds = dict(zip(PRECISIONS, (Float32, Float16, Int8), strict=True))
+    kinds: dict[str, type[Float32] | type[Float16] | type[Int8]] = {
+        "float32": Float32,
+        "float16": Float16,
+        "int8": Int8,
+    }
     if precision not in kinds:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        raise ValueError(f"precision must be one of {', '.join(kinds)}, got {precision!r}.")
     return kinds[precision](graph)
