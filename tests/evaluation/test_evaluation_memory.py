@@ -145,7 +145,7 @@ def test_details_that_are_changed():
 @pytest.fixture(scope="module")
 def numbers(measured_model, data_folder):
     settings = Settings(resamples=40, parts=(MemorySettings(memory_pillars=2, memory_distractors=3, memory_details=5),))
-    context = Context(measured_model, [], Data(data_folder), settings, say=lambda line: None)
+    context = Context(measured_model, [], Data(data_folder), settings)
     measured = memory.run(context)
     assert context.missing == []
     return json.loads(json.dumps(measured))
