@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "transformers", "lam_transformers.model.heads_lam"])
+PRELOADED = ["torch", "sentence_transformers", "lam_transformers.model.heads_lam", "lam_transformers.serving.app"]
+CONTEXT.set_forkserver_preload(PRELOADED)  # what is not installed is left out
 
 
 class Ended(NamedTuple):
@@ -59,6 +60,8 @@ def _call(module: str, name: str, arguments: tuple[Any, ...], shown: Path, envir
         __import__(module)
         getattr(sys.modules[module], name)(*arguments)
         status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from handbook import ROOT
 
+from ..children import run_in_child
 from .serving_texts import sentences, words
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
@@ -204,9 +205,14 @@ def children(pid: int) -> list[int]:
     return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
 
 
-def run(*options, **environment):
-    command = [sys.executable, "-m", "lam_transformers.cli", "serve", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+def lam_serve(*options):
+    from lam_transformers.cli.app import app
+
+    app(["serve", *options])
+
+
+def run(*options):
+    return run_in_child(lam_serve, *map(str, options), timeout=120)
 
 
 def test_what_is_refused_at_the_start(serving_folder, tmp_path):
@@ -220,16 +226,16 @@ def test_what_is_refused_at_the_start(serving_folder, tmp_path):
         ((serving_folder, "--host", "256.1.1.1", "--api-key-file", ROOT / "LICENSE"), "key"),
     ):
         done = run(*options)
-        assert done.returncode == 1, done
-        assert what in done.stderr
-        assert "Traceback" not in done.stderr
+        assert done.status == 1, done
+        assert what in done.printed
+        assert "Traceback" not in done.printed
 
 
 def test_a_model_that_is_none(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     done = run(tmp_path, "--port", "0")
-    assert done.returncode == 1, done
-    assert "lam: " in done.stderr
+    assert done.status == 1, done
+    assert "lam: " in done.printed
 
 
 def test_keys_of_a_file_and_of_the_environment(tmp_path, monkeypatch):
