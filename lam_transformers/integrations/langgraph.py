@@ -248,7 +248,7 @@ def _compared(value: Any, operator: str, other: Any) -> bool:
 
 def _texts(value: dict[str, Any], fields: list[str]) -> list[str]:
     """What the fields of a value say; fields that it does not have say nothing."""
-    texts = []
+    texts: list[str] = []
     for field in fields:
         texts += [_said(value)] if field == "$" else get_text_at_path(value, field)
     return [text for text in texts if text.strip()]
