@@ -31,9 +31,9 @@ def build(memory: Memory, user_id: str | None = None) -> "MCPServer":
         instructions="Long-term memory of this user. Recall before answering what may have been said before; remember "
         "what should last.",
     )
-    reads = ToolAnnotations(readOnlyHint=True, openWorldHint=False)
-    writes = ToolAnnotations(readOnlyHint=False, destructiveHint=False, openWorldHint=False)
-    erases = ToolAnnotations(readOnlyHint=False, destructiveHint=True, idempotentHint=True, openWorldHint=False)
+    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    writes = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+    erases = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
     @server.tool(annotations=writes)
     def remember(

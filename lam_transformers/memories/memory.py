@@ -37,7 +37,7 @@ class Memory:
         device: as SentenceTransformer's.
         ranking: how results are ordered (`Ranking`).
         carried: also embed every turn in the light of its whole conversation, and store the conversation's state with
-            it; `Ranking(carried=...)` says how much such vectors count. Without it, adding takes half of the time.
+            it; `Ranking(carried=...)` says how much such vectors count. Without it, adding takes a third of the time.
         strengths: keep a fast and a slow strength of each memory; `Ranking(strengths=...)` says how much they count.
         now: the clock, seconds since 1970.
 

@@ -146,19 +146,21 @@ def rebuild(engine: Engine, model: Any) -> int:
     with engine.store.write() as transaction:
         if _progress(transaction) != progress:
             raise MemoryFileRefused("Somebody else began another rebuild() meanwhile; wait for it to end.")
-        for name in ("model", "model_name", "dimension", "rebuilding"):
+        for name in ("model", "model_name", "dimension"):
             transaction.run("DELETE FROM settings WHERE name = ?", name)
         for name, value in engine.model_settings().items():
             transaction.run("INSERT INTO settings (name, value) VALUES (?, ?)", name, value)
-        for (user,) in transaction.rows("SELECT DISTINCT user_id FROM memories"):
-            count_deletion(transaction, user)
-        log(engine, transaction, "rebuilt", None, "", {"model": fingerprint})
-        count = transaction.rows("SELECT count(*) FROM memories")[0][0]
         scopes = transaction.rows("SELECT user_id, agent_id, run_id FROM conversations")
     engine.use_model(None)
     for scope in scopes:
         refill(engine, Scope(*scope))
-    return int(count)
+    with engine.store.write() as transaction:
+        _check_progress(transaction, progress)
+        transaction.run("DELETE FROM settings WHERE name = 'rebuilding'")
+        for (user,) in transaction.rows("SELECT DISTINCT user_id FROM memories"):
+            count_deletion(transaction, user)
+        log(engine, transaction, "rebuilt", None, "", {"model": fingerprint})
+        return int(transaction.rows("SELECT count(*) FROM memories")[0][0])
 
 
 def _progress(transaction: Transaction) -> dict[str, Any] | None:
