@@ -219,10 +219,12 @@ def test_weaknesses_follow_from_the_numbers(numbers):
     rows["BM25"]["recall@10"] = {"difference": -0.1, "interval": [-0.2, -0.05]}
     for row in changed["pillars"]:
         row["passes"] = row["pillar"] != "reconsolidation"
+    changed["pillars"][1]["measured"]["shown_as_one_though_different"] = 0.25
     del changed["sets"]["locomo"]
     lines = weaknesses({"memory": {"numbers": changed, "model": {"name": "lam"}}})
     assert "The memory's default ranking is behind BM25 on beam: R@10 -0.100 [-0.200, -0.050]." in lines
     assert not any("isolated" in line for line in lines)
+    assert "The memory shows 25% of the memories that differ in one detail as one result." in lines
     assert [line for line in lines if "pillar" in line] == [
         f"The memory fails the pillar reconsolidation (p = {changed['pillars'][2]['p']:.2g})."
     ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "the service's default"
 AHEAD = 0.03  # R@10 by which the default should be ahead of every single way
+MERGED = 0.05  # share of memories with different details that may be shown as one result
 # What is changed in the service's ranking, one thing at a time.
 ABLATIONS: dict[str, Ranking] = {
     "carried vectors off": Ranking(carried=0.0),
@@ -304,6 +305,10 @@ def weaknesses(results: Results) -> list[str]:
             gap = row["default_less"]
             if gap["recall@10"]["interval"][1] < 0:
                 lines.append(f"The memory's ranking is better with {way} on {name}: R@10 {_difference(gap)}.")
+    for row in numbers["pillars"]:
+        shown = row["measured"].get("shown_as_one_though_different", 0.0)
+        if shown > MERGED:
+            lines.append(f"The memory shows {shown:.0%} of the memories that differ in one detail as one result.")
     failed = [row for row in numbers["pillars"] if not row["passes"]]
     return lines + [f"The memory fails the pillar {row['pillar']} (p = {row['p']:.2g})." for row in failed]
 
