@@ -1,13 +1,12 @@
 """The store for teams and more than one machine: PostgreSQL, through psycopg 3."""
 
 import contextlib
-import os
-import queue
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from .errors import MemoryFileDamaged, MemoryUnavailable
+from .pool import Pool
 from .store import Transaction, prepare
 
 _TYPES = {"serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "blob": "BYTEA", "real": "DOUBLE PRECISION"}
@@ -26,7 +25,7 @@ class _Transaction:
         return self._connection.execute(sql.replace("?", "%s"), values).rowcount
 
 
-class PostgresStore:
+class PostgresStore(Pool):
     """A store in the schema `lam_memory` of a database, for any number of threads, processes and machines.
 
     Args:
@@ -42,12 +41,10 @@ class PostgresStore:
             import psycopg
         except ImportError as error:
             raise ImportError('PostgreSQL needs psycopg: pip install "lam-transformers[memory]".') from error
+        super().__init__()
         self._psycopg = psycopg
         self._place = place
         self.place = re.sub(r"//([^:@/]*):[^@/]*@", r"//\1:...@", place)
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._process = os.getpid()
-        self._closed = False
         prepare(self, _TYPES, self._version, self._copy)
 
     def _version(self) -> int | None:
@@ -81,33 +78,17 @@ class PostgresStore:
             text = " ".join(str(error).split())
             raise MemoryUnavailable(f"{self.place} cannot be reached or is too busy: {text}") from error
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[Any]:
-        if self._closed:
-            raise MemoryUnavailable(f"{self.place} was closed; open it again with Memory(...).")
-        if self._process != os.getpid():
-            self._free = queue.SimpleQueue()
-            self._process = os.getpid()
-        try:
-            connection = self._free.get_nowait()
-        except queue.Empty:
-            connection = self._psycopg.connect(self._place, autocommit=True)
-            connection.execute("SET client_min_messages = warning")
-            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
-            connection.execute(f"SET search_path = {_SCHEMA}")
-            connection.execute("SET lock_timeout = '60s'")
-        usable = False
-        try:
-            yield connection
-            usable = True
-        except ValueError:  # not the database's: an id that does not exist, say
-            usable = connection.info.transaction_status == self._psycopg.pq.TransactionStatus.IDLE
-            raise
-        finally:
-            if usable and not self._closed:
-                self._free.put(connection)
-            else:
-                connection.close()
+    def _connect(self) -> Any:
+        connection = self._psycopg.connect(self._place, autocommit=True)
+        connection.execute("SET client_min_messages = warning")
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
+        connection.execute(f"SET search_path = {_SCHEMA}")
+        connection.execute("SET lock_timeout = '60s'")
+        return connection
+
+    def _is_idle(self, connection: Any) -> bool:
+        idle: bool = connection.info.transaction_status == self._psycopg.pq.TransactionStatus.IDLE
+        return idle
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -154,12 +135,3 @@ class PostgresStore:
                     _SCHEMA,
                 )[0][0]
             )
-
-    def close(self) -> None:
-        """Let go of all connections."""
-        self._closed = True
-        while True:
-            try:
-                self._free.get_nowait().close()
-            except queue.Empty:
-                return

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import queue
 import sqlite3
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MemoryFileDamaged, MemoryFileRefused, MemoryUnavailable
+from .pool import Pool
 from .store import Transaction, prepare
 
 APPLICATION_ID = 0x4C414D31  # "LAM1"
@@ -31,7 +31,7 @@ class _Transaction:
         return self._connection.execute(sql, values).rowcount
 
 
-class SQLiteStore:
+class SQLiteStore(Pool):
     """A store in one file, for any number of threads and processes of one machine.
 
     Args:
@@ -46,10 +46,8 @@ class SQLiteStore:
         self.place = os.fspath(path)
         if self.place.startswith(":memory:") or not self.place:
             raise ValueError("A memory needs a file of its own, such as memory.db.")
-        self._free: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        super().__init__()
         self._writing = threading.RLock()  # threads of a process queue up here, where waiting is fair
-        self._process = os.getpid()
-        self._closed = False
         with self._errors():
             self._check_file()
             prepare(self, _TYPES, self._version, self._copy)
@@ -118,30 +116,12 @@ class SQLiteStore:
             raise
         return connection
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        if self._closed:
-            raise MemoryUnavailable(f"{self.place} was closed; open it again with Memory(...).")
-        if self._process != os.getpid():  # connections do not survive a fork
-            self._free = queue.SimpleQueue()
-            self._writing = threading.RLock()
-            self._process = os.getpid()
-        try:
-            connection = self._free.get_nowait()
-        except queue.Empty:
-            connection = self._connect()
-        usable = False
-        try:
-            yield connection
-            usable = True
-        except ValueError:  # not the database's: an id that does not exist, say
-            usable = not connection.in_transaction
-            raise
-        finally:
-            if usable and not self._closed:
-                self._free.put(connection)
-            else:
-                connection.close()
+    def _is_idle(self, connection: sqlite3.Connection) -> bool:
+        return not connection.in_transaction
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._writing = threading.RLock()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -218,12 +198,3 @@ class SQLiteStore:
         """Bytes on disk."""
         paths = (self.place + ending for ending in ("", "-wal"))
         return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
-
-    def close(self) -> None:
-        """Let go of all connections."""
-        self._closed = True
-        while True:
-            try:
-                self._free.get_nowait().close()
-            except queue.Empty:
-                return
