@@ -127,6 +127,7 @@ class Reader:
         self._fingerprint: str | None = None
         self._lock = threading.RLock()
         self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._queries_lock = threading.Lock()  # not the model's: a question that is known waits for no reading
 
     def _load(self) -> tuple["LAMEncoder", Pipeline]:
         with self._lock:
@@ -161,20 +162,23 @@ class Reader:
 
     def query(self, text: str) -> np.ndarray:
         """[D] float32 of length one: the embedding of a question."""
-        with self._lock:
-            if text in self._queries:
+        with self._queries_lock:
+            known = self._queries.get(text)
+            if known is not None:
                 self._queries.move_to_end(text)
-                return self._queries[text]
+                return known
+        with self._lock:
             encoder, _ = self._load()
             vector = np.asarray(encoder.encode([text], show_progress_bar=False)[0], np.float32)
+        with self._queries_lock:
             self._queries[text] = vector
             while len(self._queries) > _QUERIES:
                 self._queries.popitem(last=False)
-            return vector
+        return vector
 
     def forget_queries(self) -> None:
         """Let go of the questions whose vectors were kept."""
-        with self._lock:
+        with self._queries_lock:
             self._queries.clear()
 
     def read(self, texts: list[str], passages: bool = True) -> list[Reading]:

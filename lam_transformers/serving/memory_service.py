@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +45,6 @@ PATHS = ("memories", "search", "documents", "conversations")  # first parts of t
 NAMES = ("user_id", "agent_id", "run_id")
 READERS = 8  # threads of requests that look something up
 WRITERS = 16  # threads of requests that change something, most of which wait for their turns of the model
-QUERIES = 256  # vectors of questions that are kept
 STRENGTHS = 0.05  # what a memory of full strength gains, where strengths are kept
 NEEDS_KEY = (
     "This memory needs a key of its own, which `lam memory keys add` makes; send it in the header "
@@ -177,8 +175,6 @@ class ServedReader(Reader):
         self.name = name
         self._load()
         self._lock = cast(Any, contextlib.nullcontext())
-        self._asked: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._asked_lock = threading.Lock()
 
     def working(self, model: SharedModel, function: Callable[[], Result]) -> Result:
         """Run a function that reads; its turns are those of the request that the model belongs to."""
@@ -197,24 +193,6 @@ class ServedReader(Reader):
         tokens: list[Tokens] = [self._tokens.read(text, self._prompt) for text in texts]
         embeddings: np.ndarray = self._scheduler.submit(tokens).future.result()
         return embeddings
-
-    def query(self, text: str) -> np.ndarray:
-        """[D] float32 of length one: the embedding of a question."""
-        with self._asked_lock:
-            known = self._asked.get(text)
-        if known is not None:
-            return known
-        vector = np.asarray(self._encode([text])[0], np.float32)
-        with self._asked_lock:
-            self._asked[text] = vector
-            while len(self._asked) > QUERIES:
-                self._asked.popitem(last=False)
-        return vector
-
-    def forget_queries(self) -> None:
-        """Let go of the questions whose vectors were kept."""
-        with self._asked_lock:
-            self._asked.clear()
 
 
 class MemoryService:
