@@ -16,8 +16,9 @@ from handbook import HANDBOOK, ROOT
 
 from lam_transformers.checkpoints.onnx import export_onnx
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
+from ..browser import CHROMIUM, open_browser
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 MODULES = Path(os.environ.get("LAM_NODE_MODULES", "node_modules"))
 
 
@@ -47,12 +48,7 @@ def address(trained_model, tmp_path_factory):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.skipif(not (MODULES / "onnxruntime-web").is_dir(), reason="LAM_NODE_MODULES has no onnxruntime-web")
 def test_a_person_searches_in_a_pasted_book(address):
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 1250})
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+    with open_browser() as (page, wrong):
         requests = []
         page.on("request", lambda request: requests.append((request.method, request.url)))
         page.goto(address)
@@ -76,4 +72,3 @@ def test_a_person_searches_in_a_pasted_book(address):
         page.click("#search")
         page.wait_for_selector("#status.wrong")
         assert "no question" in page.inner_text("#status")
-        browser.close()

@@ -4,14 +4,14 @@ LAM_MEMORY_SCREENSHOT names a file for a picture.
 """
 
 import os
-import shutil
 
 import pytest
 
 from lam_transformers.memories import Keys, Memory, Scope
 
+from ..browser import CHROMIUM, open_browser
+
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
-CHROMIUM = shutil.which("chromium")
 MARKUP = "<img src=x onerror=alert(1)> & <b>guitar</b>"
 
 
@@ -32,24 +32,18 @@ def test_the_page_is_whole_without_a_network(memory_server, server):
 @pytest.fixture
 def page(memory_server):
     """The page in a browser; nothing may go wrong on it, and nothing may be asked of another server."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 1250})
+    with open_browser() as (page, wrong):
         page.set_default_timeout(20_000)
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         here = (memory_server.url, "data:")
         page.on("request", lambda request: None if request.url.startswith(here) else wrong.append(request.url))
         page.goto(f"{memory_server.url}/memory")
         yield page
-        browser.close()
-        # The browser says of its own that an answer was a 401 or 403.
-        assert [text for text in wrong if "status of 40" not in text] == []
+    # The browser says of its own that an answer was a 401 or 403.
+    assert [text for text in wrong if "status of 40" not in text] == []
 
 
 @pytest.mark.slow

@@ -4,13 +4,13 @@ LAM_SCREENSHOT names a file for a picture.
 """
 
 import os
-import shutil
 
 import pytest
 from handbook import HANDBOOK
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
+from ..browser import CHROMIUM, open_browser
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
 def test_the_pages_are_whole_without_a_network(client):
@@ -29,12 +29,7 @@ def test_the_pages_are_whole_without_a_network(client):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_a_person_at_the_page(start_server, trained_model):
     server = start_server(model=trained_model)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 1250})
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+    with open_browser() as (page, wrong):
         here = (server.url, "data:")
         page.on("request", lambda request: None if request.url.startswith(here) else wrong.append(request.url))
         page.goto(server.url)
@@ -57,6 +52,5 @@ def test_a_person_at_the_page(start_server, trained_model):
         assert "empty" in page.inner_text("#status")
         page.goto(f"{server.url}/docs")
         assert "/late-chunks" in page.inner_text("main")
-        browser.close()
     # The browser says of its own that an answer was a 400.
     assert [text for text in wrong if "400" not in text] == []
