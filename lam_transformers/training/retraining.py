@@ -40,7 +40,7 @@ def retrain_ablations(
     """Distil the full model and every ablation from `base` once per seed, into OUT/ablation_retrained.json.
 
     Every run starts from the LAM that `lam init` makes of `base` with that seed; of `model` only the name,
-    tokenizer and rank of the output gate are used. Runs lie in RUNS/NAME-SEED and resume.
+    tokenizer, rank of the output gate and way of reading are used. Runs lie in RUNS/NAME-SEED and resume.
 
     Args:
         model: the LAM whose results the ablations are shown beside.
@@ -97,8 +97,10 @@ def retrain_ablations(
         for name in (FULL, *(only or ABLATIONS)):
             folder = Path(runs) / f"{name.replace(' ', '-')}-{seed}"
             torch.manual_seed(seed)
-            gate = encoder.lam.config.output_gate_rank
-            student = lam_from_bert(locate_model(base), output_gate_rank=gate)
+            like = encoder.lam.config
+            student = lam_from_bert(
+                locate_model(base), output_gate_rank=like.output_gate_rank, two_way_chunk=like.two_way_chunk
+            )
             if name != FULL:
                 student = without(student, name)
             distiller = Distiller(
@@ -118,7 +120,7 @@ def retrain_ablations(
             scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
             context.say(f"{name}, seed {seed}: {run.tokens:,} tokens, loss {run.losses.get('loss', 0.0):.4f}")
     numbers = {
-        "rows": _over_seeds([tasks.compare(scores) for scores in scored.values()]),
+        "rows": over_seeds([tasks.compare(scores) for scores in scored.values()]),
         "seeds": {str(seed): tasks.compare(scores) for seed, scores in scored.items()},
         "base": base,
         "steps": steps,
@@ -131,7 +133,7 @@ def retrain_ablations(
     return path
 
 
-def _over_seeds(tables: list[list[Numbers]]) -> list[Numbers]:
+def over_seeds(tables: list[list[Numbers]]) -> list[Numbers]:
     """Means over the seeds. The interval spans those of all seeds: noise of the test set and of the training."""
     rows: list[Numbers] = []
     for same in zip(*tables, strict=True):

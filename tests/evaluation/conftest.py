@@ -126,3 +126,20 @@ def measured_model(lam_folder):
     from lam_transformers.evaluation.models import load_encoder
 
     return load_encoder(lam_folder)
+
+
+@pytest.fixture(scope="session")
+def two_way_folder(make_model, tokenizer, tmp_path_factory):
+    """A folder with a model that reads two ways in chunks of 8 tokens."""
+    folder = tmp_path_factory.mktemp("lam") / "two-way-lam"
+    make_model(two_way_chunk=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured_two_way(two_way_folder):
+    """The model that reads two ways as the suite measures it."""
+    from lam_transformers.evaluation.models import load_encoder
+
+    return load_encoder(two_way_folder)

@@ -15,6 +15,7 @@ from lam_transformers.evaluation.research.ablation import ABLATIONS, FULL, keep_
 from lam_transformers.evaluation.research.long_context import _chunk_distances, _lam_distances, prepare_facts
 from lam_transformers.evaluation.research.pillars import _psi
 from lam_transformers.evaluation.research.probe import (
+    Reading,
     Recorder,
     additive_rule,
     fact_ids,
@@ -145,6 +146,13 @@ def test_each_ablation_switches_off_what_it_names(tiny_model, ids):
     assert all(torch.equal(x, before[name]) for name, x in tiny_model.state_dict().items())
 
 
+def test_without_two_way_reading_a_model_is_the_one_way_model(make_model, ids):
+    two_way = make_model(two_way_chunk=8)
+    one_way = hidden(make_model(), ids)
+    assert (hidden(two_way, ids) - one_way).abs().max() > 1e-3
+    assert_close_rms("hidden", hidden(without(two_way, "two-way reading"), ids), one_way, 1e-6)
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name not in ("delta rule", "cross-timescale")])
 def test_training_keeps_an_ablated_component_off(make_model, ids, name, backend):
@@ -185,14 +193,44 @@ def test_facts_are_found_right_after_they_were_read(measured_model):
     assert now["control"]["both"].shape == now["scores"]["both"].shape
 
 
+def test_a_reading_is_one_pass_wherever_it_is_asked(measured_two_way):
+    lam = measured_two_way.lam
+    ids = random_ids(3, 60, vocab_size=lam.config.vocab_size)
+    reading = Reading(lam, lam.new_state(3))
+    done = 0
+    for place in (1, 7, 8, 30, 60):
+        reading.read(ids[:, done:place])
+        done = place
+        want = read(lam, ids[:, :place], lam.new_state(3))
+        for got, wanted in zip(reading.now().memory, want.memory, strict=True):
+            assert_close_rms(f"memory after {place}", got, wanted, 1e-5)
+
+
+def test_facts_of_a_model_that_reads_two_ways_end_with_a_chunk(measured_two_way):
+    lam = measured_two_way.lam
+    filler = [int(i) for i in random_ids(120, vocab_size=lam.config.vocab_size)]
+    facts = fact_ids(measured_two_way, 8)
+    length = facts.shape[1]
+    learnt = read_facts(lam, filler[:21], facts, filler[21 : 21 + length])
+    assert learnt.reading.open.shape == (len(facts) + 1, 0)
+    before = filler[(21 + length) % lam.config.two_way_chunk : 21]
+    recorder = Recorder(lam)
+    with torch.no_grad(), replaced_rule(lam, recorder):
+        lam(torch.tensor([[*before, *facts[0].tolist()]]))
+    assert_close_rms("key", learnt.keys[:, 0], recorder.stacked("k")[:, 0, -1], 1e-5)
+    now, later = forgetting_curve(lam, learnt, filler[40:], (0, 60))
+    assert margins(now["scores"]["both"]).mean() > margins(later["scores"]["both"]).mean()
+
+
 def test_margins_and_hits_of_a_table():
     scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.3, 0.1], [0.0, 0.2, 0.4]])
     assert hits(scores).tolist() == [True, False, True]
     assert margins(scores) == pytest.approx([0.75, 0.0, 0.3])
 
 
-def test_distances_by_states_are_those_of_whole_texts(measured_model):
-    encoder = measured_model
+@pytest.mark.parametrize("name", ["measured_model", "measured_two_way"])
+def test_distances_by_states_are_those_of_whole_texts(request, name):
+    encoder = request.getfixturevalue(name)
     ids = random_ids(60, vocab_size=encoder.lam.config.vocab_size).tolist()
     other, places = [9, 8, 7, 6], [0, 20, 56]
     got = _lam_distances(encoder, ids, other, places)
@@ -256,7 +294,7 @@ def test_prepared_facts_are_in_a_held_out_book(measured_model, data_folder):
     books = held_out_books(Data(data_folder))
     assert [book["_id"] for book in books] == ["book 3", "book 4", "book 5"]
     facts, filler = prepare_facts(Context(measured_model, [], Data(data_folder), SMALL), books, 4)
-    assert facts.state.batch_size == facts.keys.shape[1] + 1
+    assert facts.reading.state.batch_size == facts.keys.shape[1] + 1
     assert len(filler) >= max(SMALL_LONG_CONTEXT.retention_lags)
 
 

@@ -63,6 +63,12 @@ def test_every_part_is_measured_and_says_how(results, lam_folder):
         assert record["settings"]["resamples"] == SMALL.resamples
 
 
+@pytest.mark.parametrize("part", ["long_context", "pillars", "ablation", "babi"])
+def test_what_looks_into_the_memories_runs_on_a_model_that_reads_two_ways(two_way_folder, data_folder, tmp_path, part):
+    run(two_way_folder, [], data_folder, tmp_path, part)
+    assert (tmp_path / f"{part}.json").exists()
+
+
 def test_parts_keep_their_contract():
     """Names are files, so no two parts share one; neither do two settings, which lie side by side in the files."""
     names = [part.name for part in PARTS]

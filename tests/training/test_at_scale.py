@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 
 from lam_transformers import LAMModel
 from lam_transformers.encoding.encoder import LAMEncoder
-from lam_transformers.training.at_scale.compare import CompareSettings, Comparison
+from lam_transformers.evaluation.research.ablation import ABLATIONS
+from lam_transformers.training.at_scale.compare import ARMS, CompareSettings, Comparison
 from lam_transformers.training.at_scale.cross_encoder import CrossEncoderSettings
 from lam_transformers.training.at_scale.memory_rule import memory_rule, one_way_rule, two_way_rule
 from lam_transformers.training.at_scale.pool import PoolSettings, build_pool, letters_and_digits
 from lam_transformers.training.at_scale.pool_teacher import vocabulary_map
 from lam_transformers.training.at_scale.run import MixedRun
-from lam_transformers.training.at_scale.settings import RunSettings
+from lam_transformers.training.at_scale.settings import RunSettings, next_run
 from lam_transformers.training.at_scale.student import Student
 from lam_transformers.training.at_scale.teachers import write_teachers
 from lam_transformers.training.at_scale.texts import Pool, say
@@ -272,11 +274,11 @@ from tests.helpers import assert_close_rms
 from tests.training.test_at_scale import rule_tensors
 
 for time, chunk in ((1, 8), (8, 8), (19, 8)):
-    for two_way in ("none", "slow", "all"):
+    for two_way, additive in (("none", False), ("slow", False), ("all", False), ("slow", True)):
         results = []
         for rule in (triton_rule.memory_rule, memory_rule.memory_rule):
             inputs = [x.clone().requires_grad_() for x in rule_tensors(time)]
-            answer = rule(*inputs, chunk, two_way)
+            answer = rule(*inputs, chunk, two_way, additive)
             weights = torch.linspace(-1, 1, answer.numel()).view_as(answer)
             (answer * weights).sum().backward()
             results.append((answer, *(x.grad for x in inputs)))
@@ -318,22 +320,40 @@ def test_a_run_writes_folders_that_load(run):
     assert run.step == SETTINGS.steps == sum(run.counts.values())
     assert all(np.isfinite(value) for value in scores.values())
     lines = [json.loads(line) for line in (run.out / "dev.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [5, 8]
+    assert [(line["name"], line["step"]) for line in lines] == [
+        ("at0.5", 5), ("at0.5-mean", 5), ("last", 8), ("last-mean", 8)
+    ]  # fmt: skip
     assert json.loads((run.out / "run.json").read_text())["settings"]["chunk"] == 8
-    for name in ("at0.5", "last"):
+    for name in ("at0.5", "at0.5-mean", "last", "last-mean"):
         model = LAMModel.from_pretrained(run.out / name)
         assert model.config.two_way_chunk == 8
     embeddings = LAMEncoder(str(run.out / "last")).encode(["the dog sleeps", "the cat"])
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
-def test_a_comparison_measures_every_variant(pool, base):
-    comparison = Comparison(CompareSettings(steps=2, budget=512), pool, base, torch.device("cpu"), False)
-    for arm in ("causal", "ahead1", "half32", "slow64"):
+def test_a_run_goes_on_from_a_trained_model(run, pool, teachers, base, tmp_path):
+    run()
+    start = run.out / "last"
+    sizes = {name: getattr(SETTINGS, name) for name in ("budget", "queries", "chunk", "long_lengths", "long_shares")}
+    settings = next_run(
+        start=str(start), steps=2, marks=(), long_budget=480, chunk_tokens=30, short_dimensions=16, **sizes
+    )
+    going_on = MixedRun(settings, pool, teachers, tmp_path / "next", base)
+    before = LAMModel.from_pretrained(start, dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in going_on.model.state_dict().items())
+    assert np.isfinite(list(going_on().values())).all()
+
+
+def test_a_comparison_measures_every_variant(pool, base, tmp_path):
+    comparison = Comparison(CompareSettings(steps=2, budget=512), pool, base, torch.device("cpu"), False, tmp_path)
+    for arm in ("causal", "ahead1", "half32", "slow64", "without delta rule", "without decay"):
         result = comparison.run(arm)
         assert len(result["hidden_error_by_position"]) == 6
         assert np.isfinite(result["hidden_error_by_position"]).all()
         assert np.isfinite(result["one_minus_cos_abstracts"])
+    trained = load_file(tmp_path / "without-decay-0.safetensors")
+    rows = ABLATIONS["decay"].rows(comparison._student(ARMS["slow64"]).model.layers[0].memory)
+    assert (trained["0.memory.in_proj.weight"][rows] == 0).all()
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -64,6 +64,10 @@ def _additive(memory: LAMMemory) -> None:
     memory.rule = additive_rule
 
 
+def _one_way(memory: LAMMemory) -> None:
+    memory.two_way_chunk = None
+
+
 @torch.no_grad()
 def _no_exchange(memory: LAMMemory) -> None:
     memory.cos, memory.sin = 1.0, 0.0
@@ -105,6 +109,7 @@ ABLATIONS = {
     "cross-timescale": Ablation("cross-timescale exchange 0", _no_exchange),
     "flux": Ablation("resonance flux constant at 0.5", lambda memory: _flux_at(memory, 0.5), FLUX),
     "decay": Ablation("decays constant", _constant_decay, rows=_decay_rows),
+    "two-way reading": Ablation("every memory read one way", _one_way),
     "convolution": Ablation("convolution off", _no_convolution, ("conv1d.weight",)),
 }
 

@@ -94,8 +94,12 @@ def _cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
 def _lam_distances(
     encoder: MeasuredModel, ids: Sequence[int], other: Sequence[int], places: Sequence[int]
 ) -> list[float]:
-    """The text is read once and, from each place on, once more from the state there."""
+    """The text is read once and, from the last state before each place, once more.
+
+    A model that reads two ways has states after whole chunks only.
+    """
     lam = encoder.lam
+    chunk = lam.config.two_way_chunk or 1
     whole = encoder.with_special(ids)
     state = lam.new_state(1)
     pool = RunningPool("mean")
@@ -103,9 +107,11 @@ def _lam_distances(
     changed = []
     with torch.inference_mode():
         for place in places:
-            read_ids(lam, whole[done : place + 1], state, pool)
-            done = place + 1
-            rest = [*other, *whole[done + len(other) :]]
+            changes = place + 1  # after the opening special token
+            ready = changes // chunk * chunk
+            read_ids(lam, whole[done:ready], state, pool)
+            done = ready
+            rest = [*whole[ready:changes], *other, *whole[changes + len(other) :]]
             changed.append(read_ids(lam, rest, state.clone(), pool.clone()).result().numpy())
         read_ids(lam, whole[done:], state, pool)
     original = pool.result().numpy()

@@ -153,14 +153,13 @@ def reconsolidation(context: Context) -> Numbers:
     before = ids[:256]
     filler = ids[256:]
     for name in ("once", "twice"):
-        reading = read_facts(lam, before, facts, filler[-length:])
-        state = reading.state
+        learnt = read_facts(lam, before, facts, filler[-length:])
+        reading = learnt.copy()
         if name == "twice":
-            piece = torch.tensor([filler[:LAG]]).expand(state.batch_size, -1)
-            again = torch.cat([facts, torch.tensor([filler[-length:]])])
-            state = read(lam, again, read(lam, piece, state.clone()))
-        state = read(lam, torch.tensor([filler[LAG : 2 * LAG]]).expand(state.batch_size, -1), state.clone())
-        scores[name] = reading.scores(lam, state, "both")
+            reading.read(torch.tensor([filler[:LAG]]))
+            reading.read(torch.cat([facts, torch.tensor([filler[-length:]])]))
+        reading.read(torch.tensor([filler[LAG : 2 * LAG]]))
+        scores[name] = learnt.scores(lam, reading.now(), "both")
     p = paired_test(margins(scores["twice"]), margins(scores["once"]))
     return {
         "statement": f"A fact that is read a second time answers better, {LAG} tokens after its last reading.",

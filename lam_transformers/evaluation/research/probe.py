@@ -118,6 +118,41 @@ def read(lam, ids: torch.Tensor, state: LAMState) -> LAMState:
     return state
 
 
+class Reading:
+    """Texts of one length that a LAM reads in step, a few tokens at a time; its memories may be asked for after any.
+
+    A model that reads two ways goes on from whole chunks only, so the tokens of the open chunk are held back and read
+    again for each `now`.
+
+    Args:
+        lam: the model.
+        state: before the first token; None: a new one.
+    """
+
+    def __init__(self, lam, state: LAMState | None = None):
+        self.lam = lam
+        self.chunk: int = lam.config.two_way_chunk or 1
+        self.state = lam.new_state(1) if state is None else state
+        self.open = torch.zeros(self.state.batch_size, 0, dtype=torch.long)
+
+    def read(self, ids: torch.Tensor) -> None:
+        """Read on: token ids [B, T], or [1, T] for every text the same."""
+        ids = torch.cat([self.open, ids.expand(len(self.open), -1)], dim=1)
+        whole = ids.shape[1] // self.chunk * self.chunk
+        read(self.lam, ids[:, :whole], self.state)
+        self.open = ids[:, whole:]
+
+    def now(self) -> LAMState:
+        """The state after the last token that was read."""
+        return read(self.lam, self.open, self.state.clone())
+
+    def select(self, rows: Sequence[int]) -> "Reading":
+        """A reading that goes on from these texts, of which any may be named several times."""
+        chosen = Reading(self.lam, self.state.select(rows))
+        chosen.open = self.open[list(rows)]
+        return chosen
+
+
 # Words of one token each: names and what is said of them.
 NAMES = """
     alice robert maria henry susan peter laura simon clara edward helen george julia martin nancy oscar paula victor
@@ -136,12 +171,16 @@ class Facts:
     Attributes:
         keys: [layers, facts, H, K] of the token that ends each fact.
         values: [layers, facts, H, V] of the same token, less their mean over the facts.
-        state: one row a fact and, last, a row that read as many other tokens in its place.
+        reading: one row a fact and, last, a row that read as many other tokens in its place.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    state: LAMState
+    reading: Reading
+
+    def copy(self) -> Reading:
+        """A reading that goes on from where the facts end."""
+        return self.reading.select(range(len(self.reading.open)))
 
     def scores(self, lam, state: LAMState, which: str) -> np.ndarray:
         """How well each state answers for each fact, [facts, facts].
@@ -189,26 +228,31 @@ def read_facts(
 ) -> Facts:
     """Read `before`, then in one row each the facts [facts, T] and, in a last row, the tokens `instead` [T].
 
-    rule: stands in for the model's while facts are read.
+    A model that reads two ways leaves out the first tokens of `before`, so that the facts end with a chunk and are
+    written once and for all.
+
+    rule: stands in for the model's while facts are read, from the beginning of the chunk where they begin.
     """
-    state = read(lam, torch.tensor([list(before)]), lam.new_state(1)).select([0] * (len(facts) + 1))
+    reading = Reading(lam)
+    reading.read(torch.tensor([list(before)[(len(before) + facts.shape[1]) % reading.chunk :]]))
+    reading = reading.select([0] * (len(facts) + 1))
     recorder = Recorder(lam, rule)
     with replaced_rule(lam, recorder):
-        read(lam, torch.cat([facts, torch.tensor([list(instead)])]), state)
+        reading.read(torch.cat([facts, torch.tensor([list(instead)])]))
     keys, values = (recorder.stacked(name)[:, :-1, -1] for name in ("k", "v"))
-    return Facts(keys, values - values.mean(1, keepdim=True), state)
+    return Facts(keys, values - values.mean(1, keepdim=True), reading)
 
 
 def forgetting_curve(
     lam, facts: Facts, filler: Sequence[int], lags: Sequence[int], which: Sequence[str] = ("fast", "slow", "both")
 ) -> list[dict[str, Any]]:
     """Scores of the facts after each number of further tokens: [{"lag", "scores": {which}, "control": {which}}]."""
-    state = facts.state.clone()
+    reading = facts.copy()
     done = 0
     rows = []
     for lag in lags:
-        piece = torch.tensor([list(filler[done:lag])]).expand(state.batch_size, -1)
-        state = read(lam, piece, state)
+        reading.read(torch.tensor([list(filler[done:lag])], dtype=torch.long))
+        state = reading.now()
         done = lag
         row = {
             "lag": lag,

@@ -1,9 +1,12 @@
-"""Equal runs of variants of the reading, from an untrained LAM, memory layers only (docs/DECISIONS.md).
+"""Equal runs of variants and of ablations, from an untrained LAM, memory layers only (docs/DECISIONS.md).
 
-python -m lam_transformers.training.at_scale.compare --data POOL --out RESULTS.jsonl --arms causal slow64
+python -m lam_transformers.training.at_scale.compare --data POOL --out FOLDER --arms causal slow64 "without flux"
+
+FOLDER gets results.jsonl and the trained parameters of each run, ARM-SEED.safetensors in float16.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from ...checkpoints.init import lam_from_bert
+from ...evaluation.research.ablation import keep_off, without
 from ...io.loading import locate_model
 from ...scoring.pooling import mean_pool
 from ..losses import similarity_loss
@@ -24,7 +29,7 @@ from .pool_teacher import BASE, PoolTeacher, load_teacher
 from .student import Student
 from .texts import Pool, half_precision, length_batches, say
 
-# Arguments of `Student` by the name of the variant.
+# Arguments of `Student` by the name of the variant; "without": the component of `ABLATIONS` that is off.
 ARMS: dict[str, dict[str, Any]] = {
     "causal": {},
     "ahead1": {"look_ahead": 1},
@@ -32,8 +37,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "half64": {"two_way": "half", "chunk": 64},
     "all64": {"two_way": "all", "chunk": 64},
     "slow64": {"two_way": "slow", "chunk": 64},
+    "slow32": {"two_way": "slow", "chunk": 32},
     "slow128": {"two_way": "slow", "chunk": 128},
+    "without delta rule": {"two_way": "slow", "chunk": 64, "additive": True},
 }
+for _component in ("two memories", "cross-timescale", "flux", "decay", "convolution"):
+    ARMS[f"without {_component}"] = {"two_way": "slow", "chunk": 64, "without": _component}
 DEV_SETS = ("stsb_dev", "sickr_dev", "cranfield", "cisi", "arxiv", "scitldr")
 # Weights of hidden states, embeddings and similarities in the first half of a run and in the second.
 FIRST_WEIGHTS = (1.0, 4.0, 20.0)
@@ -72,10 +81,20 @@ class Comparison:
         base: the teacher, and where the models start.
         device: cuda or cpu.
         compiled: compile the student's elementwise parts.
+        out: folder for the trained parameters; None: they are not kept.
     """
 
-    def __init__(self, settings: CompareSettings, data: Path, base: str, device: torch.device, compiled: bool) -> None:
+    def __init__(
+        self,
+        settings: CompareSettings,
+        data: Path,
+        base: str,
+        device: torch.device,
+        compiled: bool,
+        out: Path | None = None,
+    ) -> None:
         self.settings = settings
+        self.out = out
         self.base = base
         self.device = device
         self.compiled = compiled
@@ -90,10 +109,12 @@ class Comparison:
         settings = self.settings
         torch.manual_seed(settings.seed)
         student = self._student(ARMS[arm])
-        parameters = [p for layer in student.model.layers for p in layer.memory.parameters()]
         student.model.requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for layer in student.model.layers:
+            layer.memory.requires_grad_(True)
+        if without := ARMS[arm].get("without"):
+            keep_off(student.model, without)
+        parameters = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
             lr=settings.learning_rate,
@@ -108,7 +129,7 @@ class Comparison:
         for step in range(settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
-            ids, mask = self.pool.texts.batch(torch.as_tensor(next(batches), device=self.device))
+            ids, mask = self.pool.texts.batch(next(batches))
             loss, parts = self._loss(student, ids, mask, first_half=step < settings.steps // 2)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -117,11 +138,18 @@ class Comparison:
             tokens += ids.numel()
             if step in (0, 5, 20, 100) or (step + 1) % 250 == 0:
                 say(arm, "update", step, {name: round(float(part.detach()), 4) for name, part in parts.items()})
-        result = {"arm": arm, "steps": settings.steps, "tokens": tokens, "seconds": time.time() - start}
-        return result | self.measure(student)
+        if self.out is not None:
+            trained = student.model.layers.state_dict()
+            trained = {name: value.half().contiguous() for name, value in trained.items() if ".memory." in name}
+            save_file(trained, self.out / f"{arm.replace(' ', '-')}-{settings.seed}.safetensors")
+        result = {"arm": arm, "seed": settings.seed, "steps": settings.steps, "tokens": tokens}
+        return result | {"seconds": time.time() - start} | self.measure(student)
 
     def _student(self, options: dict[str, Any]) -> Student:
+        options = dict(options)
         model = lam_from_bert(locate_model(self.base), output_gate_rank=self.settings.gate_rank)
+        if component := options.pop("without", None):
+            model = without(model, component)
         if options.get("look_ahead"):
             # The convolution starts as the identity, whose tap is one place earlier.
             with torch.no_grad():
@@ -163,7 +191,7 @@ class Comparison:
         errors = np.zeros(len(PLACES) - 1)
         variance = 0.0
         distances = []
-        for part in torch.as_tensor(rows, device=self.device).split(128):
+        for part in np.array_split(rows, max(len(rows) // 128, 1)):
             ids, mask = abstracts.batch(part, ABSTRACT_TOKENS)
             with half_precision(self.device):
                 ours = student(ids, mask).float()
@@ -183,26 +211,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     defaults = CompareSettings()
     parser = argparse.ArgumentParser(description="Compare variants of the reading in equal runs.")
     parser.add_argument("--data", type=Path, required=True, help="the pool")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines; a line is added for each variant")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.jsonl and of the parameters")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["causal", "half32", "slow64"])
     parser.add_argument("--base", default=BASE, help="the teacher, and where the models start")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--budget", type=int, default=defaults.budget, help="tokens of a batch")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[defaults.seed])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the student's elementwise parts")
     options = parser.parse_args(arguments)
-    settings = CompareSettings(
-        steps=options.steps, budget=options.budget, learning_rate=options.learning_rate, seed=options.seed
-    )
+    settings = CompareSettings(steps=options.steps, budget=options.budget, learning_rate=options.learning_rate)
     compiled = options.device != "cpu" and not options.no_compile
-    comparison = Comparison(settings, options.data, options.base, torch.device(options.device), compiled)
-    for arm in options.arms:
-        result = comparison.run(arm)
-        say(json.dumps(result))
-        with options.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    comparison = Comparison(settings, options.data, options.base, device, compiled, options.out)
+    for seed in options.seeds:
+        comparison.settings = dataclasses.replace(settings, seed=seed)
+        for arm in options.arms:
+            result = comparison.run(arm)
+            say(json.dumps(result))
+            with (options.out / "results.jsonl").open("a") as file:
+                file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import torch
 
+from ...evaluation.research.probe import additive_rule
 from ...model.delta_rule_lam import chunk_dual_delta_rule
 
 TWO_WAY = ("none", "slow", "all", "half")
@@ -15,6 +16,7 @@ def memory_rule(
     beta: torch.Tensor,
     chunk: int,
     two_way: str,
+    additive: bool = False,
 ) -> torch.Tensor:
     """Answers [B, T, 2 H, V] of the fast and slow memories, in mode space, before their read weights.
 
@@ -25,38 +27,52 @@ def memory_rule(
         chunk: tokens of a chunk of two-way reading.
         two_way: "none"; "slow": the slow memory of every head; "all": both memories of every head; "half": both
             memories of every second head.
+        additive: write without taking back first what the memory answers to the key; not with "half".
 
-    Raises ValueError for another word.
+    Raises ValueError for another word, or "half" with `additive`.
     """
     if two_way not in TWO_WAY:
         raise ValueError(f"two_way must be one of {', '.join(TWO_WAY)}, got {two_way!r}.")
     if two_way == "half":
+        if additive:
+            raise ValueError("The additive rule has no reading of every second head.")
         return _every_second_head(q, k, v, log_decay, beta, chunk)
     if q.device.type == "cuda":
         from . import triton_rule
 
-        return triton_rule.memory_rule(q, k, v, log_decay, beta, chunk, two_way)
+        return triton_rule.memory_rule(q, k, v, log_decay, beta, chunk, two_way, additive)
     if two_way == "none":
-        return one_way_rule(q, k, v, log_decay, beta)
+        return one_way_rule(q, k, v, log_decay, beta, additive)
     if two_way == "all":
-        return two_way_rule(q, k, v, log_decay, beta, chunk)
-    fast = one_way_rule(q, k, v[:, :, ::2], log_decay[:, :, ::2], beta[:, :, ::2])
-    slow = two_way_rule(q, k, v[:, :, 1::2], log_decay[:, :, 1::2], beta[:, :, 1::2], chunk)
+        return two_way_rule(q, k, v, log_decay, beta, chunk, additive)
+    fast = one_way_rule(q, k, v[:, :, ::2], log_decay[:, :, ::2], beta[:, :, ::2], additive)
+    slow = two_way_rule(q, k, v[:, :, 1::2], log_decay[:, :, 1::2], beta[:, :, 1::2], chunk, additive)
     return torch.stack([fast, slow], 3).flatten(2, 3)
 
 
 def one_way_rule(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    additive: bool = False,
 ) -> torch.Tensor:
     """As `memory_rule` with "none", for one or two memories a head."""
-    return _package_rule(q, k, v, log_decay, beta, mode=0)
+    return _package_rule(q, k, v, log_decay, beta, mode=0, additive=additive)
 
 
 def two_way_rule(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor, chunk: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    chunk: int,
+    additive: bool = False,
 ) -> torch.Tensor:
     """As `one_way_rule`, every token reading after the last token of its chunk."""
-    return _package_rule(q, k, v, log_decay, beta, mode=1, two_way_chunk=chunk)
+    return _package_rule(q, k, v, log_decay, beta, mode=1, additive=additive, two_way_chunk=chunk)
 
 
 def _package_rule(
@@ -66,6 +82,7 @@ def _package_rule(
     log_decay: torch.Tensor,
     beta: torch.Tensor,
     mode: int,
+    additive: bool,
     two_way_chunk: int | None = None,
 ) -> torch.Tensor:
     """Each memory as a head of its own of the package's rule, in one mode (0 fast, 1 slow) with the other empty."""
@@ -74,7 +91,8 @@ def _package_rule(
     k = k.repeat_interleave(memories, 2)
     weights = torch.zeros_like(log_decay).unsqueeze(-1).repeat(1, 1, 1, 2)
     weights[..., mode] = 1
-    answer, _ = chunk_dual_delta_rule(
+    rule = additive_rule if additive else chunk_dual_delta_rule
+    answer, _ = rule(
         q=q.float(),
         k=k.float(),
         v=v.float(),

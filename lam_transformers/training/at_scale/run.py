@@ -2,8 +2,9 @@
 
     python -m lam_transformers.training.at_scale.run --data POOL --teachers TEACHERS --out RUN
 
-RUN gets dev.jsonl (scores at every mark and at the end), run.json (the settings and the counts) and a LAM folder for
-each mark and for the end: at0.33, at0.6, at0.85, last.
+RUN gets dev.jsonl (scores at every mark and at the end), run.json (the settings and the counts) and two LAM folders for
+each mark and for the end, the weights and their mean over the latest updates: at0.33, at0.33-mean and so on, last,
+last-mean. With --start FOLDER the run goes on from a trained LAM (`settings.next_run`).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ...checkpoints.export import export_model, save_tokenizer
 from ...checkpoints.init import lam_from_bert
@@ -24,25 +26,23 @@ from ...io.loading import locate_model
 from ...model.modeling_lam import LAMModel
 from .dev_scores import DevScores
 from .pool_teacher import BASE, load_teacher
-from .settings import RunSettings
+from .settings import Phase, RunSettings, next_run
 from .steps import Distillation, LongTexts, Reader, Retrieval, SentenceSimilarity, StepResult, Targets, TeacherData
 from .student import Student
 from .texts import Pool, half_precision, mean_pool, say
 
-# The share of the learning rate that each group of parameters has. Embeddings rest in the first fifth of the run.
+# The share of the learning rate that each group of parameters has.
 GROUP_SCALES = {"memory": 1.0, "other": 0.25, "embeddings": 0.1, "projection": 0.5}
-EMBEDDINGS_FROM = 0.2
 # Numbers of texts and tokens for which the compiled parts are made before the time of the run begins.
 WARM_UP_SHAPES = ((64, 32), (200, 130), (512, 17), (100, 66))
 
 
-def kinds_of_steps(share: float) -> dict[str, float]:
+def kinds_of_steps(phases: Sequence[Phase], share: float) -> dict[str, float]:
     """How often each kind of step is drawn when `share` of the run has passed."""
-    if share < 0.33:
-        return {"distillation": 0.94, "retrieval": 0.0, "similarity": 0.0, "long": 0.06}
-    if share < 0.72:
-        return {"distillation": 0.40, "retrieval": 0.46, "similarity": 0.06, "long": 0.08}
-    return {"distillation": 0.28, "retrieval": 0.40, "similarity": 0.24, "long": 0.08}
+    phase = next(phase for phase in phases if share < phase.until)
+    kinds = dataclasses.asdict(phase)
+    del kinds["until"]
+    return kinds
 
 
 def learning_rate(settings: RunSettings, step: int, share: float) -> float:
@@ -87,6 +87,7 @@ class MixedRun:
         self.out = out
         self.base = base
         self.device = torch.device(device)
+        self.compiled = compiled
         self.random = np.random.default_rng(settings.seed)
         torch.manual_seed(settings.seed)
         self.pool = Pool(data, self.device, limit)
@@ -114,6 +115,7 @@ class MixedRun:
             weight_decay=0.01,
             fused=self.device.type == "cuda",
         )
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.step = 0
         self.tokens = 0
@@ -151,8 +153,7 @@ class MixedRun:
         start = time.time()
         while (share := self._share(start)) < 1:
             if marks and share > marks[0]:
-                self.save(f"at{marks.pop(0)}")
-                self.evaluate(share)
+                self._mark(f"at{marks.pop(0)}", share)
             result = self._update(share)
             for name, part in result.parts.items():
                 part = part.detach()
@@ -161,8 +162,7 @@ class MixedRun:
                 self._log(share, start, shown)
                 if not math.isfinite(float(result.loss.detach())):
                     raise FloatingPointError(f"The loss of update {self.step} is {float(result.loss)}.")
-        self.save("last")
-        scores = self.evaluate(1.0)
+        scores = self._mark("last", 1.0)
         record = {
             "settings": dataclasses.asdict(self.settings),
             "updates": self.step,
@@ -181,17 +181,18 @@ class MixedRun:
         return (time.time() - start) / self.settings.seconds
 
     def _update(self, share: float) -> StepResult:
-        shares = kinds_of_steps(share)
+        shares = kinds_of_steps(self.settings.phases, share)
         kind = str(self.random.choice(list(shares), p=list(shares.values())))
         rate = learning_rate(self.settings, self.step, share)
         for group in self.optimizer.param_groups:
-            resting = group["name"] == "embeddings" and share < EMBEDDINGS_FROM
+            resting = group["name"] == "embeddings" and share < self.settings.embeddings_from
             group["lr"] = 0.0 if resting else rate * GROUP_SCALES[group["name"]]
         result = self.steps[kind](share)
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
+        self.average.update_parameters(self.model)
         self.step += 1
         self.tokens += result.tokens
         self.counts[kind] += 1
@@ -202,23 +203,33 @@ class MixedRun:
         speed = round(self.tokens / (time.time() - start))
         say("update", self.step, f"({share:.1%})", self.tokens, "tokens,", speed, "tokens/s", self.counts, losses)
 
-    def save(self, name: str) -> None:
-        """Write the model as a LAM folder, weights in float16."""
+    def _mark(self, name: str, share: float) -> dict[str, float]:
+        """Write and score the weights and their mean; the scores of the weights."""
+        self.student.eval()
+        scores = self.evaluate(self.student, name, share)
+        self.save(self.model, name)
+        mean = self.average.module
+        student = Student(mean, self.settings.two_way, self.settings.chunk, compiled=self.compiled).eval()
+        self.evaluate(student, f"{name}-mean", share)
+        self.save(mean, f"{name}-mean")
+        self.student.train()
+        return scores
+
+    def save(self, model: LAMModel, name: str) -> None:
+        """Write a model as a LAM folder, weights in float16."""
         folder = self.out / name
-        self.model.save_pretrained(folder)
+        model.save_pretrained(folder)
         save_tokenizer(locate_model(self.base), folder)
         export_model(folder, folder, dtype=torch.float16)
 
-    def evaluate(self, share: float) -> dict[str, float]:
+    def evaluate(self, student: Student, name: str, share: float) -> dict[str, float]:
         """Dev scores by name; also a line of dev.jsonl."""
-        self.student.eval()
         width = self.model.config.hidden_size
-        scores = self.dev(self.student, width, dimensions=(self.settings.short_dimensions,))
-        self.student.train()
-        line = {"p": share, "tokens": self.tokens, "step": self.step} | scores
+        scores = self.dev(student, width, dimensions=(self.settings.short_dimensions,))
+        line = {"name": name, "p": share, "tokens": self.tokens, "step": self.step} | scores
         with (self.out / "dev.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        say(f"dev scores at {share:.1%}:", {name: round(value, 4) for name, value in scores.items()})
+        say(f"dev scores of {name}:", {name: round(value, 4) for name, value in scores.items()})
         return scores
 
 
@@ -239,12 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--alpha", type=float, default=defaults.alpha, help="share of the larger teacher in a cosine")
     parser.add_argument("--budget", type=int, default=defaults.budget, help="tokens of a batch of distillation")
     parser.add_argument("--queries", type=int, default=defaults.queries, help="queries of a batch of retrieval")
+    parser.add_argument("--marks", type=float, nargs="*", default=defaults.marks, help="shares of the run to keep")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--limit", type=int, default=None, help="number of first texts of the pool that are used")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the student's elementwise parts")
     options = parser.parse_args(arguments)
-    settings = RunSettings(
+    settings = (RunSettings if options.start == "init" else next_run)(
         start=options.start,
         two_way=options.two_way,
         chunk=options.chunk,
@@ -254,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         alpha=options.alpha,
         budget=options.budget,
         queries=options.queries,
+        marks=tuple(options.marks),
         seed=options.seed,
     )
     compiled = options.device != "cpu" and not options.no_compile

@@ -1,6 +1,30 @@
 """The settings of the mixed run."""
 
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How often each kind of step is drawn until a share of the run has passed."""
+
+    until: float
+    distillation: float
+    retrieval: float
+    similarity: float
+    long: float
+
+
+FIRST_PHASES = (
+    Phase(0.33, distillation=0.94, retrieval=0.0, similarity=0.0, long=0.06),
+    Phase(0.72, distillation=0.40, retrieval=0.46, similarity=0.06, long=0.08),
+    Phase(1.0, distillation=0.28, retrieval=0.40, similarity=0.24, long=0.08),
+)
+# Of a run that goes on from a trained LAM.
+NEXT_PHASES = (
+    Phase(0.5, distillation=0.36, retrieval=0.46, similarity=0.11, long=0.07),
+    Phase(1.0, distillation=0.26, retrieval=0.44, similarity=0.23, long=0.07),
+)
 
 
 @dataclass(kw_only=True)
@@ -25,6 +49,10 @@ class RunSettings:
         long_lengths, long_shares: tokens of long passages, and how often each length is drawn.
         long_budget: tokens of a batch of long passages.
         chunk_tokens: of the chunks to which a long passage is compared, without special tokens.
+        hidden_until: share of the run until which the teacher's hidden states are learnt too.
+        embeddings_from: share of the run from which word embeddings are trained.
+        phases: until which share of the run, and how often each kind of step is drawn until then.
+        average: decay of the mean of the weights that is kept beside them.
         seed: of the weights and of the batches.
     """
 
@@ -46,6 +74,10 @@ class RunSettings:
     long_shares: tuple[float, ...] = (0.3, 0.3, 0.2, 0.12, 0.08)
     long_budget: int = 32768
     chunk_tokens: int = 254
+    hidden_until: float = 0.3
+    embeddings_from: float = 0.2
+    phases: tuple[Phase, ...] = FIRST_PHASES
+    average: float = 0.998
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,3 +91,8 @@ class RunSettings:
             raise ValueError(
                 f"long_lengths must be at least chunk_tokens ({self.chunk_tokens}), got {min(self.long_lengths)}."
             )
+
+
+def next_run(**settings: Any) -> RunSettings:
+    """Settings of a run that goes on from a trained LAM: no hidden states, all parameters from the first update on."""
+    return RunSettings(hidden_until=0.0, embeddings_from=0.0, phases=NEXT_PHASES, **settings)

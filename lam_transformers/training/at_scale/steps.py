@@ -43,7 +43,7 @@ class TeacherData:
     Attributes:
         base, large: [texts, D] and [texts, D'] embeddings, float16.
         clusters: [texts].
-        queries, near: [Q] and [Q, 64] mined documents.
+        queries, near: [Q] and [Q, 64] mined documents, on the CPU like all that follows.
         row_of_query: [texts], a query's row in `near`; -1 for other texts.
         near_pairs, near_scores: [P, 2] and [P], scored by the cross-encoder.
     """
@@ -57,10 +57,10 @@ class TeacherData:
             raise ValueError(f"{folder} was made for {len(self.base)} texts, the pool has {count}; use one --limit.")
         self.clusters = torch.load(folder / "clusters.pt").numpy()
         mined = torch.load(folder / "mined.pt")
-        self.queries = mined["queries"].to(device)
-        self.near = mined["near"].to(device).long()
-        self.row_of_query = torch.full((count,), -1, dtype=torch.long, device=device)
-        self.row_of_query[self.queries] = torch.arange(len(self.queries), device=device)
+        self.queries = mined["queries"].numpy()
+        self.near = mined["near"].numpy()
+        self.row_of_query = np.full(count, -1)
+        self.row_of_query[self.queries] = np.arange(len(self.queries))
         pairs = torch.load(folder / "near.pt")
         self.near_pairs = torch.stack([pairs["i"], pairs["j"]], 1).numpy()
         self.near_scores = pairs["score"].float().numpy()
@@ -117,35 +117,33 @@ class Reader:
         self.texts = pool.texts
         self.limit = settings.max_tokens
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def __call__(self, rows: np.ndarray) -> torch.Tensor:
         """[N, D] embeddings of texts of like length, in one batch."""
         with half_precision(self.texts.device):
             ids, mask = self.texts.batch(rows, self.limit)
             states = self.student(ids, mask)
         return mean_pool(states, mask)
 
-    def with_states(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    def with_states(self, rows: np.ndarray) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """Embeddings [N, D], all states, ids [N, T] and mask [N, T] of texts of like length."""
         with half_precision(self.texts.device):
             ids, mask = self.texts.batch(rows, self.limit)
             states = self.student(ids, mask, all_states=True)
         return mean_pool(states[-1], mask), states, ids, mask
 
-    def in_parts(self, rows: torch.Tensor, parts: int) -> torch.Tensor:
+    def in_parts(self, rows: np.ndarray, parts: int) -> torch.Tensor:
         """[N, D] embeddings of texts of unlike length, in `parts` batches by length."""
-        order = self.texts.lengths[rows].argsort()
-        embeddings = torch.cat([self(rows[part]) for part in order.tensor_split(parts) if len(part)])
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return embeddings[back]
+        order = np.argsort(self.texts.cpu_lengths[rows], kind="stable")
+        embeddings = torch.cat([self(rows[part]) for part in np.array_split(order, parts) if len(part)])
+        return embeddings[self.texts.to_device(np.argsort(order))]
 
-    def token_count(self, rows: torch.Tensor) -> int:
+    def token_count(self, rows: np.ndarray) -> int:
         """Tokens of these texts, special ones included."""
         return self.texts.token_count(rows, self.limit)
 
 
 class Distillation:
-    """Embeddings, similarities and, in the first 30 % of the run, hidden states as the teachers'.
+    """Embeddings, similarities and, at first (`hidden_until`), hidden states as the teachers'.
 
     The batches go over a weighted part of the pool; every second pass puts texts of neighbouring clusters together, so
     that a batch holds near texts.
@@ -160,7 +158,6 @@ class Distillation:
         "oewn_definitions_examples": 0.6,
         "corpora_nltk_mixed": 0.6,
     }
-    HIDDEN_UNTIL = 0.3
     SIMILARITY_TEXTS = 1536
     TEMPERATURE = 0.05
 
@@ -211,16 +208,17 @@ class Distillation:
         return [batch for batch in batches if len(batch) > 8]
 
     def __call__(self, share: float) -> StepResult:
-        rows = torch.from_numpy(next(self._batches)).to(self.pool.device)
-        early = share < self.HIDDEN_UNTIL
+        batch = next(self._batches)
+        rows = self.pool.texts.to_device(batch)
+        early = share < self.settings.hidden_until
         hidden = torch.zeros((), device=self.pool.device)
         if early:
-            embeddings, states, ids, mask = self.reader.with_states(rows)
+            embeddings, states, ids, mask = self.reader.with_states(batch)
             with torch.no_grad(), half_precision(self.pool.device):
                 teacher_states = self.teacher.all_states(ids, mask)
             hidden = hidden_loss(states, teacher_states, mask)
         else:
-            embeddings = self.reader(rows)
+            embeddings = self.reader(batch)
         base, large = self.targets.anchors(embeddings, rows)
         some = embeddings[: self.SIMILARITY_TEXTS]
         wanted = self.targets.similarity(rows[: self.SIMILARITY_TEXTS], rows[: self.SIMILARITY_TEXTS])
@@ -239,7 +237,7 @@ class Distillation:
         parts = {"base": base, "large": large, "similarity": similarity, "divergence": divergence}
         if early:
             parts["hidden"] = hidden
-        return StepResult(loss, parts, self.reader.token_count(rows))
+        return StepResult(loss, parts, self.reader.token_count(batch))
 
 
 class Retrieval:
@@ -293,31 +291,31 @@ class Retrieval:
         drawn = np.array([w * math.sqrt(len(r)) for w, r in zip(weights, self.rows_of_kind, strict=True)])
         self.kind_shares = drawn / drawn.sum()
 
-    def _labelled(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _labelled(self) -> tuple[np.ndarray, np.ndarray]:
         """Queries [N] and their documents followed by one negative each, [2 N]."""
         rows = self.rows_of_kind[self.random.choice(len(self.kind_shares), p=self.kind_shares)]
         chosen = self.random.choice(rows, min(self.queries, len(rows)), replace=False)
-        columns = torch.from_numpy(self.pairs[chosen, :3].astype(np.int64)).to(self.device)
-        query, document, negative = columns.unbind(1)
+        query, document, negative = self.pairs[chosen, :3].astype(np.int64).T
         mined = self.targets.data.row_of_query[query]
-        place = torch.randint(2, 40, (len(query),), device=self.device)
-        hard = self.targets.data.near[mined.clamp(min=0), place]
-        otherwise = torch.where(mined >= 0, hard, document.roll(1))
-        return query, torch.cat([document, torch.where(negative >= 0, negative, otherwise)])
+        hard = self.targets.data.near[mined.clip(0), self.random.integers(2, 40, len(query))]
+        otherwise = np.where(mined >= 0, hard, np.roll(document, 1))
+        return query, np.concatenate([document, np.where(negative >= 0, negative, otherwise)])
 
-    def _mined(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mined(self) -> tuple[np.ndarray, np.ndarray]:
         """Queries [N] and two near documents of each, [2 N]."""
         data = self.targets.data
-        rows = torch.randint(0, len(data.queries), (self.queries,), device=self.device)
-        nearest = data.near[rows, torch.randint(0, 4, (self.queries,), device=self.device)]
-        farther = data.near[rows, torch.randint(4, 48, (self.queries,), device=self.device)]
-        return data.queries[rows], torch.cat([nearest, farther])
+        rows = self.random.integers(0, len(data.queries), self.queries)
+        nearest = data.near[rows, self.random.integers(0, 4, self.queries)]
+        farther = data.near[rows, self.random.integers(4, 48, self.queries)]
+        return data.queries[rows], np.concatenate([nearest, farther])
 
     def __call__(self, share: float) -> StepResult:
         labelled = self.random.random() < self.LABELLED_SHARE
-        queries, documents = self._labelled() if labelled else self._mined()
-        asked = self.reader.in_parts(queries, 2)
-        read = self.reader.in_parts(documents, 4)
+        asking, answering = self._labelled() if labelled else self._mined()
+        asked = self.reader.in_parts(asking, 2)
+        read = self.reader.in_parts(answering, 4)
+        queries = self.reader.texts.to_device(asking)
+        documents = self.reader.texts.to_device(answering)
         with torch.no_grad():
             wanted = self.targets.similarity(queries, documents)
             same = documents[None, :] == queries[:, None]
@@ -340,7 +338,8 @@ class Retrieval:
         }
         if labelled:
             parts["contrast"] = contrast
-        return StepResult(loss, parts, self.reader.token_count(rows))
+        tokens = self.reader.token_count(asking) + self.reader.token_count(answering)
+        return StepResult(loss, parts, tokens)
 
     def _contrast(
         self, ours: torch.Tensor, wanted: torch.Tensor, same: torch.Tensor, documents: torch.Tensor
@@ -407,9 +406,10 @@ class SentenceSimilarity:
 
     def __call__(self, share: float) -> StepResult:
         pairs, scores = self._draw()
-        rows = torch.from_numpy(np.concatenate([pairs[:, 0], pairs[:, 1]])).to(self.pool.device)
+        both = np.concatenate([pairs[:, 0], pairs[:, 1]])
+        rows = self.pool.texts.to_device(both)
         wanted = torch.from_numpy(np.asarray(scores, np.float32)).to(self.pool.device)
-        embeddings = self.reader.in_parts(rows, 3)
+        embeddings = self.reader.in_parts(both, 3)
         count = len(wanted)
         loss = torch.zeros((), device=self.pool.device)
         for width, weight in self.parts:
@@ -421,7 +421,7 @@ class SentenceSimilarity:
             loss = loss + weight * (4 * (1 - correlation) + 0.08 * order + error)
         base, large = self.targets.anchors(embeddings, rows)
         parts = {"1 - correlation": 1 - correlation, "order": order, "similarity base": base}
-        return StepResult(loss + base + 2 * large, parts, self.reader.token_count(rows))
+        return StepResult(loss + base + 2 * large, parts, self.reader.token_count(both))
 
     def _order_loss(self, cosine: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """CoSENT over the first pairs [N]: pairs with a higher score should have a higher cosine."""
@@ -429,7 +429,8 @@ class SentenceSimilarity:
         wanted = wanted[: self.ORDERED_PAIRS]
         difference = (cosine[None, :] - cosine[:, None]) * 20
         ordered = (wanted[:, None] - wanted[None, :]) > self.TIE
-        return torch.logsumexp(torch.cat([difference.new_zeros(1), difference[ordered]]), 0)
+        difference = difference.masked_fill(~ordered, -torch.inf).flatten()
+        return torch.logsumexp(torch.cat([difference.new_zeros(1), difference]), 0)
 
 
 class LongTexts:

@@ -114,13 +114,20 @@ class Student(nn.Module):
         two_way: which memories read two ways, see `memory_rule`.
         chunk: tokens of a chunk of two-way reading.
         look_ahead: taps of the convolution that lie after the token; LAM has none.
+        additive: the rule without its delta, see `memory_rule`; LAM's has it.
         compiled: compile what surrounds the rule.
 
     Raises ValueError if the model has no low-rank gate.
     """
 
     def __init__(
-        self, model: LAMModel, two_way: str = "none", chunk: int = 64, look_ahead: int = 0, compiled: bool = False
+        self,
+        model: LAMModel,
+        two_way: str = "none",
+        chunk: int = 64,
+        look_ahead: int = 0,
+        additive: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not model.config.output_gate_rank:
@@ -129,6 +136,7 @@ class Student(nn.Module):
         self.two_way = two_way
         self.chunk = chunk
         self.look_ahead = look_ahead
+        self.additive = additive
         functions: list[Any] = [prepare_memory, finish_memory, add_and_normalise]
         if compiled:
             functions = [torch.compile(function, dynamic=True) for function in functions]
@@ -173,7 +181,7 @@ class Student(nn.Module):
                 memory.heads,
                 self.look_ahead,
             )
-            answers = memory_rule(q, k, v, log_decay, beta, self.chunk, self.two_way)
+            answers = memory_rule(q, k, v, log_decay, beta, self.chunk, self.two_way, self.additive)
         gate = memory.gate_proj(gate)
         with torch.autocast(x.device.type, enabled=False):
             y = self._finish(answers, read, memory.norm_weight, gate, memory.eps)

@@ -45,22 +45,27 @@ class Texts:
     def __len__(self) -> int:
         return len(self.cpu_lengths)
 
-    def batch(self, rows: torch.Tensor, limit: int = 254) -> tuple[torch.Tensor, torch.Tensor]:
+    def to_device(self, rows: np.ndarray) -> torch.Tensor:
+        """Numbers of texts as a tensor of the device; the program does not wait for a GPU."""
+        return torch.from_numpy(np.asarray(rows, np.int64)).to(self.device, non_blocking=True)
+
+    def batch(self, rows: np.ndarray, limit: int = 254) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts `rows` [B], padded at the right with 0: ids [B, T] and mask [B, T] bool, special tokens included."""
-        lengths = self.lengths[rows].clamp(max=limit)
-        longest = int(lengths.max())
+        longest = int(np.minimum(self.cpu_lengths[rows], limit).max())
+        numbers = self.to_device(rows)
+        lengths = self.lengths[numbers].clamp(max=limit)
         place = torch.arange(longest, device=self.device)
         real = place < lengths[:, None]
-        where = (self.offsets[rows][:, None] + place).clamp(max=len(self.flat) - 1)
+        where = (self.offsets[numbers][:, None] + place).clamp(max=len(self.flat) - 1)
         ids = F.pad(self.flat[where].long() * real, (1, 1))
         ids[:, 0] = self.special["cls"]
         ids.scatter_(1, (lengths + 1)[:, None], self.special["sep"])
         mask = torch.arange(longest + 2, device=self.device) < (lengths + 2)[:, None]
         return ids, mask
 
-    def token_count(self, rows: torch.Tensor, limit: int = 254) -> int:
+    def token_count(self, rows: np.ndarray, limit: int = 254) -> int:
         """Tokens of these texts, special ones included."""
-        return int((self.lengths[rows].clamp(max=limit) + 2).sum())
+        return int((np.minimum(self.cpu_lengths[rows], limit) + 2).sum())
 
 
 class Pool:
@@ -136,8 +141,7 @@ def embed(encode: Callable, texts: Texts, width: int, limit: int = 254, budget: 
     """Mean-pooled, normalised embeddings, float16 [texts, width]. encode: (ids, mask) -> states [B, T, width]."""
     result = torch.empty(len(texts), width, device=texts.device, dtype=torch.float16)
     for batch in longest_first(texts.cpu_lengths, budget, limit):
-        rows = torch.as_tensor(batch, device=texts.device)
-        ids, mask = texts.batch(rows, limit)
+        ids, mask = texts.batch(batch, limit)
         with half_precision(texts.device):
-            result[rows] = mean_pool(encode(ids, mask), mask).half()
+            result[texts.to_device(batch)] = mean_pool(encode(ids, mask), mask).half()
     return result

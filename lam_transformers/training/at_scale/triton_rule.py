@@ -36,10 +36,12 @@ def _forward(
     KEEP_STATES: tl.constexpr,
     LAST_ONLY: tl.constexpr,
     ALL: tl.constexpr,
+    ADDITIVE: tl.constexpr,
 ):
     """Writes output [B, T, H M, V]; with KEEP_STATES only the decayed states before each token, [B, T, H M, K, V].
 
-    Two ways read: with ALL every memory, with LAST_ONLY the last one of each head, else none.
+    Two ways read: with ALL every memory, with LAST_ONLY the last one of each head, else none. With ADDITIVE nothing is
+    taken back before a write.
     """
     program = tl.program_id(0).to(tl.int64)
     text = program // (HEADS * MEMORIES)
@@ -65,7 +67,9 @@ def _forward(
             if KEEP_STATES:
                 place = (number_at + t * number_step) * WIDTH * WIDTH + square
                 tl.store(states + place, state.to(tl.float16))
-            change = tl.load(beta + number_at + t * number_step) * (v - tl.sum(k[:, None] * state, 0))
+            if not ADDITIVE:
+                v = v - tl.sum(k[:, None] * state, 0)
+            change = tl.load(beta + number_at + t * number_step) * v
             state = state + k[:, None] * change[None, :]
             if not KEEP_STATES:  # noqa: SIM102 - known to the compiler, the other is not
                 if not two_way:
@@ -104,6 +108,7 @@ def _backward(
     WIDTH: tl.constexpr,
     LAST_ONLY: tl.constexpr,
     ALL: tl.constexpr,
+    ADDITIVE: tl.constexpr,
 ):
     """Gradients of all inputs. d_query and d_key are one a memory, [B, T, H M, K]; the caller sums them over M."""
     program = tl.program_id(0).to(tl.int64)
@@ -130,7 +135,9 @@ def _backward(
             before = tl.load(states + (number_at + last * number_step) * WIDTH * WIDTH + square).to(tl.float32)
             k = tl.load(key + key_at + last * key_step).to(tl.float32)
             v = tl.load(value + value_at + last * value_step).to(tl.float32)
-            change = tl.load(beta + number_at + last * number_step) * (v - tl.sum(k[:, None] * before, 0))
+            if not ADDITIVE:
+                v = v - tl.sum(k[:, None] * before, 0)
+            change = tl.load(beta + number_at + last * number_step) * v
             end = before + k[:, None] * change[None, :]
             for t in range(count):
                 q = tl.load(query + key_at + t * key_step).to(tl.float32)
@@ -144,7 +151,9 @@ def _backward(
             v = tl.load(value + value_at + t * value_step).to(tl.float32)
             strength = tl.load(beta + number_at + t * number_step)
             before = tl.load(states + (number_at + t * number_step) * WIDTH * WIDTH + square).to(tl.float32)
-            error = v - tl.sum(k[:, None] * before, 0)
+            error = v
+            if not ADDITIVE:
+                error = v - tl.sum(k[:, None] * before, 0)
             change = strength * error
             if not two_way:
                 q = tl.load(query + key_at + t * key_step).to(tl.float32)
@@ -155,6 +164,8 @@ def _backward(
                 d_state += q[:, None] * d_answer[None, :]
             d_change = tl.sum(k[:, None] * d_state, 0)
             d_recalled = -strength * d_change
+            if ADDITIVE:
+                d_recalled = d_recalled * 0
             d_k = tl.sum(d_state * change[None, :] + before * d_recalled[None, :], 1)
             tl.store(d_key + value_at + t * value_step, d_k.to(d_key.dtype.element_ty))
             tl.store(d_value + value_at + t * value_step, (strength * d_change).to(d_value.dtype.element_ty))
@@ -177,6 +188,7 @@ class MemoryRule(torch.autograd.Function):
         beta: torch.Tensor,
         chunk: int,
         two_way: str,
+        additive: bool,
     ) -> torch.Tensor:
         """Arguments as of `memory_rule`."""
         q, k, v, log_decay, beta = (x.contiguous() for x in (q, k, v, log_decay, beta))
@@ -199,10 +211,12 @@ class MemoryRule(torch.autograd.Function):
             KEEP_STATES=False,
             LAST_ONLY=two_way == "slow",
             ALL=two_way == "all",
+            ADDITIVE=additive,
             num_warps=1,
         )
         ctx.chunk = chunk
         ctx.two_way = two_way
+        ctx.additive = additive
         ctx.save_for_backward(q, k, v, log_decay, beta)
         return output
 
@@ -214,7 +228,7 @@ class MemoryRule(torch.autograd.Function):
         batch, time, heads, width = q.shape
         memories = v.shape[2] // heads
         sizes = {"HEADS": heads, "MEMORIES": memories, "WIDTH": width}
-        ways = {"LAST_ONLY": ctx.two_way == "slow", "ALL": ctx.two_way == "all"}
+        ways = {"LAST_ONLY": ctx.two_way == "slow", "ALL": ctx.two_way == "all", "ADDITIVE": ctx.additive}
         d_q = torch.empty(batch, time, heads * memories, width, dtype=torch.float32, device=q.device)
         d_k = torch.empty_like(d_q)
         d_v = torch.empty_like(v)
@@ -233,7 +247,7 @@ class MemoryRule(torch.autograd.Function):
             )
         d_q = d_q.unflatten(2, (heads, memories)).sum(3)
         d_k = d_k.unflatten(2, (heads, memories)).sum(3)
-        return d_q.to(q.dtype), d_k.to(k.dtype), d_v, d_log_decay, d_beta, None, None
+        return d_q.to(q.dtype), d_k.to(k.dtype), d_v, d_log_decay, d_beta, None, None, None
 
 
 def memory_rule(
@@ -244,6 +258,7 @@ def memory_rule(
     beta: torch.Tensor,
     chunk: int,
     two_way: str,
+    additive: bool = False,
 ) -> torch.Tensor:
     """What the memories answer: [B, T, H M, V] in v's dtype.
 
@@ -253,5 +268,6 @@ def memory_rule(
         log_decay, beta: [B, T, H M], float32.
         chunk: C.
         two_way: which memories read two ways: "none", "slow" (the last one of each head) or "all".
+        additive: write without taking back first what the memory answers to the key.
     """
-    return MemoryRule.apply(q, k, v, log_decay.float(), beta.float(), chunk, two_way)
+    return MemoryRule.apply(q, k, v, log_decay.float(), beta.float(), chunk, two_way, additive)
