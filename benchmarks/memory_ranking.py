@@ -10,7 +10,9 @@ intervals of 1,000 bootstrap samples of them, and differences to the default ove
 
 Three parts of the service are then switched on and off, each in a setting in which it can matter:
 
-- duplicates: near-duplicates are shown as one result; evidence counts as found where it is shown, also as a variant.
+- duplicates: near-duplicates are shown as one result, by the service's rule and by cosine alone; evidence counts as
+  found where it is shown, also as a variant. How many messages were hidden in the first ten, and how many of them said
+  the same, is counted.
 - personal: the messages of another conversation are shared and searched, too.
 - strengths: every second question is asked a session earlier, and what it gave is recalled; measured on the other
   questions and on the same ones, asked again.
@@ -28,7 +30,7 @@ from lam_transformers.evaluation.conversations import Conversation, read_convers
 from lam_transformers.evaluation.remembered import fused, ranked
 from lam_transformers.memories.ranking import Ranking, Signals, scores
 from lam_transformers.memories.strengths import FAST_KEPT, GROWTH, SLOW_KEPT
-from lam_transformers.memories.words import WordIndex, bm25, count_words
+from lam_transformers.memories.words import WordIndex, bm25, count_words, wording
 
 BLOCK = 32
 
@@ -80,6 +82,7 @@ class Loaded:
         self.index = WordIndex()
         self.index.append([count_words(text) for text in conversation.texts])
         self.seen = np.ones(len(conversation.texts), bool)
+        self.wordings = [wording(text) for text in conversation.texts]
 
         def path(name: str) -> Path:
             return cache / f"{stem}-{number}-{name}.npz"
@@ -203,20 +206,41 @@ def measures(scored: np.ndarray, evidence: frozenset[int]) -> tuple[float, ...]:
     return remembered.measures(ranked(scored), evidence)[1:]
 
 
-def grouped(scored: np.ndarray, vectors: np.ndarray, evidence: frozenset[int], least: float) -> tuple[float, ...]:
+def groups(one: Loaded, scored: np.ndarray, least: float, same_words: bool) -> list[list[int]]:
+    """The best messages in order, near-duplicates together; the first ten groups of them."""
+    made: list[list[int]] = []
+    for i in (int(i) for i in np.argsort(-scored, kind="stable")[:90]):
+        near = [group for group in made if one.isolated[group[0]] @ one.isolated[i] >= least]
+        if same_words:
+            near = [group for group in near if one.wordings[group[0]] == one.wordings[i]]
+        if near:
+            max(near, key=lambda group: float(one.isolated[group[0]] @ one.isolated[i])).append(i)
+        elif len(made) < 50:
+            made.append([i])
+    return made[:10]
+
+
+def grouped(shown: list[list[int]], evidence: frozenset[int]) -> tuple[float, ...]:
     """The measures where near-duplicates are shown as variants of one result."""
-    groups: list[list[int]] = []
-    for i in np.argsort(-scored, kind="stable")[:90]:
-        cosines = [float(vectors[group[0]] @ vectors[i]) for group in groups]
-        if cosines and max(cosines) >= least:
-            groups[int(np.argmax(cosines))].append(int(i))
-        elif len(groups) < 50:
-            groups.append([int(i)])
-    hits = np.array([sum(i in evidence for i in group) for group in groups[:10]], np.float64)
+    hits = np.array([sum(i in evidence for i in group) for group in shown], np.float64)
     gains = 1 / np.log2(np.arange(2, 12))
     ideal = gains[: min(len(evidence), 10)].sum()
-    found = hits.sum() / len(evidence)
-    return found, float(hits.any()), float((np.minimum(hits, 1) * gains[: len(hits)]).sum() / ideal)
+    recall = hits.sum() / len(evidence)
+    return recall, float(hits.any()), float((np.minimum(hits, 1) * gains[: len(hits)]).sum() / ideal)
+
+
+def near_duplicates(loaded: list[Loaded], least: float = 0.95) -> dict[str, int]:
+    """How many pairs of messages, and of those that searches show as one, are near by cosine and say the same."""
+    counts = dict.fromkeys(("pairs", "pairs of the same words", "hidden", "hidden of the same words"), 0)
+    for one in loaded:
+        for i, j in np.argwhere(np.triu(one.isolated @ one.isolated.T >= least, 1)):
+            counts["pairs"] += 1
+            counts["pairs of the same words"] += one.wordings[i] == one.wordings[j]
+        for number in range(len(one.conversation.questions)):
+            for first, *others in groups(one, scores(one.signals(number), Ranking())[0], least, same_words=False):
+                counts["hidden"] += len(others)
+                counts["hidden of the same words"] += sum(one.wordings[first] == one.wordings[i] for i in others)
+    return counts
 
 
 def switches(one: Loaded, number: int, signals: Signals, strengths: np.ndarray) -> dict[str, tuple[float, ...]]:
@@ -231,7 +255,10 @@ def switches(one: Loaded, number: int, signals: Signals, strengths: np.ndarray) 
     boost[best] = strengths[best]
     values: dict[str, tuple[float, ...]] = {"duplicates off": plain, f"strengths off, {when}": plain}
     for least in (0.9, 0.95, 0.98):
-        values[f"duplicates from {least}"] = grouped(total, one.isolated, question.evidence, least)
+        values[f"cosine from {least} alone"] = grouped(groups(one, total, least, False), question.evidence)
+    least = Ranking().duplicates
+    assert least is not None
+    values["duplicates"] = grouped(groups(one, total, least, True), question.evidence)
     for name, personal in (("off", 0.0), ("on", Ranking().personal)):
         scored = scores(shared, Ranking(personal=personal))[0]
         values[f"personal {name}"] = measures(scored, question.evidence)
@@ -241,9 +268,10 @@ def switches(one: Loaded, number: int, signals: Signals, strengths: np.ndarray) 
 
 
 SWITCHED = [
-    ("duplicates from 0.9", "duplicates off"),
-    ("duplicates from 0.95", "duplicates off"),
-    ("duplicates from 0.98", "duplicates off"),
+    ("duplicates", "duplicates off"),
+    ("cosine from 0.9 alone", "duplicates off"),
+    ("cosine from 0.95 alone", "duplicates off"),
+    ("cosine from 0.98 alone", "duplicates off"),
     ("personal on", "personal off"),
     ("strengths 0.05, new questions", "strengths off, new questions"),
     ("strengths 0.1, new questions", "strengths off, new questions"),
@@ -335,6 +363,8 @@ def main() -> None:
         for kind in sorted(set(kinds))
     }
     result["switched"] = compare_switches(loaded, generator)
+    result["near_duplicates"] = near_duplicates(loaded)
+    print("near-duplicates by cosine from 0.95:", result["near_duplicates"])
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

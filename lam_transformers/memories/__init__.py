@@ -24,10 +24,11 @@ from .errors import MemoryFileDamaged, MemoryFileRefused, MemoryUnavailable, Unk
 from .keys import Key, Keys
 from .memory import Memory
 from .ranking import Ranking
-from .records import MemoryRecord, Scope, SearchResult
+from .records import ConversationRecord, MemoryRecord, Scope, SearchResult
 from .scoped import ScopedMemory
 
 __all__ = [
+    "ConversationRecord",
     "Key",
     "Keys",
     "Memory",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import UnknownMemory
-from .records import MemoryRecord, Scope, as_datetime, check_kinds, check_name
+from .records import ConversationRecord, MemoryRecord, Scope, as_datetime, check_kinds, check_name
 from .rows import RECORD, exactly, record_of
 from .store import Store, Transaction
 
@@ -67,9 +67,7 @@ def listed(
 ) -> list[MemoryRecord]:
     """See `Memory.list`; strictly: as `exactly`."""
     chosen = ("memory", "turn", "document") if kinds is None else check_kinds(kinds)
-    for name, value in (("limit", limit), ("offset", offset)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} must be a whole number from 0 on, got {value!r}.")
+    _check_page(limit, offset)
     where, values = exactly(scope, strictly)
     marks = ", ".join("?" * len(chosen))
     with store.read() as transaction:
@@ -79,6 +77,40 @@ def listed(
             *(*values, *chosen, limit, offset),
         )
     return [record_of(row) for row in rows]
+
+
+def conversations(
+    store: Store, scope: Scope, limit: int, offset: int, strictly: bool = False
+) -> list[ConversationRecord]:
+    """See `Memory.conversations`; strictly: as `exactly`."""
+    _check_page(limit, offset)
+    where, values = exactly(scope, strictly)
+    with store.read() as transaction:
+        # A correction has a later time than what it corrects: a turn was said when its first version was written.
+        rows = transaction.rows(
+            "SELECT user_id, agent_id, run_id, sum(CASE WHEN superseded IS NULL THEN 1 ELSE 0 END), min(time), "
+            "max(CASE WHEN version = 1 THEN time END) AS last_time FROM memories "
+            f"WHERE {where} AND kind = 'turn' GROUP BY user_id, agent_id, run_id "
+            "ORDER BY last_time DESC, user_id, agent_id, run_id LIMIT ? OFFSET ?",
+            *(*values, limit, offset),
+        )
+    return [
+        ConversationRecord(
+            user_id=row[0] or None,
+            agent_id=row[1] or None,
+            run_id=row[2] or None,
+            turns=int(row[3]),
+            first_time=as_datetime(row[4]),
+            last_time=as_datetime(row[4] if row[5] is None else row[5]),
+        )
+        for row in rows
+    ]
+
+
+def _check_page(limit: int, offset: int) -> None:
+    for name, value in (("limit", limit), ("offset", offset)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be a whole number from 0 on, got {value!r}.")
 
 
 def seen(store: Store, scope: Scope) -> list[MemoryRecord]:

@@ -14,7 +14,7 @@ from .engine import Engine, open_store
 from .errors import MemoryUnavailable
 from .index import Partitions
 from .ranking import Ranking
-from .records import MemoryRecord, Scope, SearchResult, Time, owner_of
+from .records import ConversationRecord, MemoryRecord, Scope, SearchResult, Time, owner_of
 from .scoped import ScopedMemory
 from .store import Store
 
@@ -297,6 +297,26 @@ class Memory:
             offset: number of memories to leave out first.
         """
         return lookup.listed(self.engine.store, Scope.of(user_id, agent_id, run_id), kinds, limit, offset)
+
+    def conversations(
+        self,
+        *,
+        user_id: str | None = None,
+        agent_id: str | None = None,
+        run_id: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> _List[ConversationRecord]:
+        """Conversations with the number of their turns and their times, the one that was last spoken in first.
+
+        Args:
+            user_id: whose; those of no user without.
+            agent_id: only those of this assistant.
+            run_id: only this one.
+            limit: number of conversations, at most.
+            offset: number of conversations to leave out first.
+        """
+        return lookup.conversations(self.engine.store, Scope.of(user_id, agent_id, run_id), limit, offset)
 
     def history(self, id: str, *, user_id: str | None = None) -> _List[MemoryRecord]:
         """All versions of a memory, the oldest first. Raises UnknownMemory as `get` does."""

@@ -19,7 +19,8 @@ class Ranking:
         carried: share of the carried vectors in the cosine, where they were stored.
         personal: what a memory of the user gains over a shared one at most; half of it for one of the assistant.
         said: what a user's own turn gains over an assistant's.
-        duplicates: cosine from which on two results of one scope are shown as one, or None.
+        duplicates: cosine from which on two results of one user are shown as one if they also say the same in the same
+            words (`words.wording`), or None. The cosine alone tells no changed number, day or name from a copy.
         strengths: what a memory of full strength gains at most, where strengths are kept.
     """
 

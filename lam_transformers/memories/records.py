@@ -100,6 +100,29 @@ class MemoryRecord:
 
 
 @dataclass(frozen=True)
+class ConversationRecord:
+    """A conversation, by its scope.
+
+    Attributes:
+        user_id, agent_id, run_id: its scope, None where there is none.
+        turns: number of turns that hold.
+        first_time, last_time: when the first and the last of its turns were said (UTC), also where they were corrected.
+    """
+
+    user_id: str | None
+    agent_id: str | None
+    run_id: str | None
+    turns: int
+    first_time: datetime.datetime
+    last_time: datetime.datetime
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: times in ISO 8601."""
+        times = {name: getattr(self, name).isoformat() for name in ("first_time", "last_time")}
+        return vars(self) | times
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """A memory that answers a query.
 

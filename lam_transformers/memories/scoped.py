@@ -9,7 +9,7 @@ import numpy as np
 from . import adding, conversations, documents, forgetting, lookup, searching
 from .engine import Engine
 from .ranking import Ranking
-from .records import MemoryRecord, Scope, SearchResult, Time
+from .records import ConversationRecord, MemoryRecord, Scope, SearchResult, Time
 
 _List = list  # `list` is a method of ScopedMemory
 
@@ -82,6 +82,10 @@ class ScopedMemory:
     def list(self, *, kinds: Iterable[str] | None = None, limit: int = 100, offset: int = 0) -> _List[MemoryRecord]:
         """See `Memory.list`: what belongs to exactly this scope, without what is shared."""
         return lookup.listed(self._engine.store, self.scope, kinds, limit, offset, strictly=True)
+
+    def conversations(self, *, limit: int = 100, offset: int = 0) -> _List[ConversationRecord]:
+        """See `Memory.conversations`: those that belong to exactly this scope."""
+        return lookup.conversations(self._engine.store, self.scope, limit, offset, strictly=True)
 
     def history(self, id: str) -> _List[MemoryRecord]:
         """See `Memory.history`. Raises UnknownMemory for what is not to be seen."""

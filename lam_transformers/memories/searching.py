@@ -13,7 +13,7 @@ from .records import KINDS, MemoryRecord, Scope, SearchResult, Time, check_kinds
 from .rows import RECORD, record_of
 from .store import Transaction
 from .strengths import boosts, recalled
-from .words import bm25
+from .words import bm25, wording
 
 # Candidates beyond the results asked for: near-duplicates are taken out, and rows that were deleted meanwhile.
 _SPARE = 40
@@ -149,7 +149,7 @@ def search(engine: Engine, question: Question) -> list[SearchResult]:
         candidates = _candidates(engine, transaction, question, asked)
         if not len(candidates.owners):
             return []
-        groups = _groups(candidates, question)
+        groups = _groups(transaction, candidates, question)
         results = _results(transaction, candidates, groups, question)
     if engine.keeps_strengths and results:
         recalled(engine, [result.memory for result in results])
@@ -231,27 +231,30 @@ def _signals(views: list[_View], words: list[np.ndarray]) -> tuple[Signals, np.n
     return signals, owners, np.concatenate(places)
 
 
-def _groups(candidates: _Candidates, question: Question) -> list[list[int]]:
-    """The best candidates in order, near-duplicates of one scope together."""
+def _groups(transaction: Transaction, candidates: _Candidates, question: Question) -> list[list[int]]:
+    """The best candidates in order, near-duplicates together: texts of one user that are near and say the same."""
     signals = candidates.signals
     # A text that neither shares a word with the question nor has a vector is no answer.
     possible = signals.words > 0 if signals.alone is None else (signals.words > 0) | (signals.alone != 0)
-    best = _best(candidates.total, question.top_k * 5 + _SPARE)
+    best = [int(i) for i in _best(candidates.total, question.top_k * 5 + _SPARE) if possible[i]]
     least = question.ranking.duplicates
     if signals.alone is None:
         least = None
     most = question.top_k + _SPARE
     groups: list[list[int]] = []
+    wordings = _Wordings(transaction, candidates, best)
     vectors = np.zeros((most, candidates.views[0].dimension), np.float32)  # of the first text of each group
     owners = np.full(most, -1)
-    for i in (int(i) for i in best if possible[i]):
+    for i in best:
         view = candidates.view(i)
         if least is not None and view.alone is not None:
             vector = view.vectors[view.first[candidates.places[i]]]
             cosines = np.where(owners[: len(groups)] == candidates.owners[i], vectors[: len(groups)] @ vector, -1.0)
-            nearest = int(cosines.argmax()) if len(cosines) else -1
-            if nearest >= 0 and cosines[nearest] >= least:
-                groups[nearest].append(i)
+            near = np.flatnonzero(cosines >= least)
+            nearest_first = near[np.argsort(-cosines[near], kind="stable")]
+            same = next((groups[j] for j in nearest_first if wordings.same(i, groups[j][0])), None)
+            if same is not None:
+                same.append(i)
                 continue
             vectors[len(groups)] = vector
             owners[len(groups)] = candidates.owners[i]
@@ -259,6 +262,37 @@ def _groups(candidates: _Candidates, question: Question) -> list[list[int]]:
         if len(groups) == most:
             break
     return groups
+
+
+class _Wordings:
+    """What candidates say, read from the store when two of them are near each other, which is seldom.
+
+    Args:
+        transaction: one that reads.
+        candidates: all texts.
+        chosen: the candidates that may be asked for.
+    """
+
+    def __init__(self, transaction: Transaction, candidates: _Candidates, chosen: list[int]) -> None:
+        self._transaction = transaction
+        self._candidates = candidates
+        self._chosen = chosen
+        self._texts: dict[int, str] | None = None
+        self._wordings: dict[int, tuple[str, ...] | None] = {}
+
+    def same(self, i: int, j: int) -> bool:
+        """Whether two candidates say the same in the same words; not where one was deleted meanwhile."""
+        first = self._of(i)
+        return first is not None and first == self._of(j)
+
+    def _of(self, i: int) -> tuple[str, ...] | None:
+        if self._texts is None:
+            wanted = [self._candidates.row_id(k) for k in self._chosen]
+            self._texts = dict(_rows(self._transaction, "row_id, text", wanted))
+        if i not in self._wordings:
+            text = self._texts.get(self._candidates.row_id(i))
+            self._wordings[i] = None if text is None else wording(text)
+        return self._wordings[i]
 
 
 def _best(total: np.ndarray, count: int) -> np.ndarray:
@@ -298,12 +332,17 @@ def _results(
 
 def _records(transaction: Transaction, wanted: list[int]) -> dict[int, MemoryRecord]:
     """The records of rows, by row_id; those that are gone are left out."""
+    return {row[0]: record_of(row[1:]) for row in _rows(transaction, f"row_id, {RECORD}", wanted)}
+
+
+def _rows(transaction: Transaction, columns: str, wanted: list[int]) -> list[tuple[Any, ...]]:
+    """Columns of the rows with these row_ids, in any order."""
     rows: list[tuple[Any, ...]] = []
     for start in range(0, len(wanted), 500):
         part = wanted[start : start + 500]
         marks = ", ".join("?" * len(part))
-        rows += transaction.rows(f"SELECT row_id, {RECORD} FROM memories WHERE row_id IN ({marks})", *part)
-    return {row[0]: record_of(row[1:]) for row in rows}
+        rows += transaction.rows(f"SELECT {columns} FROM memories WHERE row_id IN ({marks})", *part)
+    return rows
 
 
 def _explained(candidates: _Candidates, i: int) -> dict[str, float]:

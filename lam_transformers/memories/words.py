@@ -27,6 +27,9 @@ _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
 _LONGEST = 64  # characters of a word that count
+_END_MARKS = (
+    ".,;:!\u2026\u3002\uff0c\u3001\uff1b\uff1a\uff01"  # of a sentence or its parts, also in Chinese and Japanese
+)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -53,6 +56,18 @@ def split_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKD", text.casefold())
     text = "".join(c for c in text if not unicodedata.combining(c)) if not text.isascii() else text
     return [stem(word[:_LONGEST]) for word in _WORD.findall(text)]
+
+
+def wording(text: str) -> tuple[str, ...]:
+    """The words of a text in order, as they were said: two texts of the same wording say the same.
+
+    Upper and lower case, white space and the marks .,;:! at the end of a word do not count, and nothing else is passed
+    over: another number, name, day, "not", order or question mark is another wording. There is no list of words that
+    are thought not to matter, because in some text they do ("to Oslo from Bergen", "from Oslo to Bergen").
+    """
+    # Not casefold, to which "Maße" and "Masse" are the same, nor NFKC, to which "x²" and "x2" are.
+    words = unicodedata.normalize("NFC", text).lower().split()
+    return tuple(word for word in (word.rstrip(_END_MARKS) for word in words) if word)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -128,6 +128,19 @@ class MemoryItems(BaseModel):
     results: list[MemoryItem]
 
 
+class ConversationItem(BaseModel):
+    user_id: str | None
+    agent_id: str | None
+    run_id: str | None
+    turns: int
+    first_time: str
+    last_time: str
+
+
+class ConversationItems(BaseModel):
+    results: list[ConversationItem]
+
+
 class FoundMemory(MemoryItem):
     score: float
     passage: list[int]

@@ -15,6 +15,7 @@ from ..memories.strengths import FAST_KEPT, SLOW_KEPT
 from .answers import encoded
 from .errors import InvalidInput, ServeError
 from .memory_schemas import (
+    ConversationItems,
     ConversationRequest,
     CorrectRequest,
     DocumentRequest,
@@ -284,6 +285,23 @@ def memory_routes(service: Service) -> APIRouter:
         """The turns of a conversation, in order."""
         own = conversation(request, names)
         return await service.memory.look(request, lambda: _items(own.list(kinds=["turn"], limit=limit, offset=offset)))
+
+    @router.get("/conversations/list", response_model=ConversationItems)
+    async def list_conversations(
+        names: NamesAndPage, request: Request, limit: Limit = 100, offset: Offset = 0
+    ) -> Response:
+        """The conversations of exactly this scope, the one that was last spoken in first.
+
+        `run_id` names each of them; it is null for turns that were said without one. `turns` is the number of turns
+        that hold, `first_time` and `last_time` say when the first and the last of them were said.
+        """
+        own = part(request, names)
+
+        def run() -> Response:
+            conversations = own.conversations(limit=limit, offset=offset)
+            return _json({"results": [one.as_dict() for one in conversations]})
+
+        return await service.memory.look(request, run)
 
     @router.get("/conversations/gist", response_model=Gist)
     async def gist(

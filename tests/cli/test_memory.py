@@ -33,6 +33,8 @@ def test_a_memory_from_the_command_line(lam, tmp_path):
     assert [line[-4:] for line in lam("history", first["id"]).splitlines()] == ["Rex.", "Max."]
     messages = json.dumps([{"role": "user", "content": "Hello otters."}])
     lam("add", "-", "--user", "ada", "--run", "chat", *WORDS, input=messages)
+    assert lam("conversations", "--user", "ada").endswith("1 turns  chat\n")
+    assert json.loads(lam("conversations", "--user", "ada", "--json"))["run_id"] == "chat"
     (tmp_path / "notes.md").write_text("# Whales\n\nThey sing in the deep.\n", encoding="utf-8")
     lam("add-document", str(tmp_path / "notes.md"), "--user", "ada", *WORDS)
     assert "They sing" in lam("search", "who can sing", "--user", "ada", *WORDS)

@@ -186,6 +186,8 @@ def test_the_pillars_are_judged(numbers):
         assert row["passes"] == (row["p"] < 0.05)
     separation = numbers["pillars"][1]["measured"]
     assert separation["pairs"] == 10
+    assert separation["shown_as_one_though_different"] == 0
+    assert separation["copies_shown_as_one"] > 0
     assert numbers["pillars"][2]["measured"]["questions"] == 5
     assert numbers["settings"] == dataclasses.asdict(
         MemorySettings(memory_pillars=2, memory_distractors=3, memory_details=5)

@@ -19,7 +19,7 @@ from lam_transformers.memories.sqlite import SQLiteStore
 statements = 0
 DOCUMENT = "# Rivers\n\n" + "\n\n".join(f"Paragraph {i} about otters." for i in range(5))
 TURNS = [{"role": "user", "content": f"Turn {i} about whales.", "id": str(i)} for i in range(3)]
-# A later schema, for "migrate": what there is stays as it is.
+# The next schema, for "migrate": what there is stays as it is.
 LATER = [
     "ALTER TABLE sessions ADD COLUMN place TEXT",
     "CREATE TABLE places (name TEXT PRIMARY KEY)",
@@ -59,8 +59,8 @@ def operate(memory: Memory, operation: str) -> None:
 
 def use_later_schema() -> None:
     """From now on this process writes the schema of LATER."""
-    store.SCHEMA_VERSION = 2
-    store.MIGRATIONS = {1: LATER}
+    store.MIGRATIONS = {store.SCHEMA_VERSION: LATER}
+    store.SCHEMA_VERSION += 1
 
 
 def watch(limit: int) -> None:

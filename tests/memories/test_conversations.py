@@ -1,6 +1,7 @@
 """A conversation is one text that grows: its state and its carried vectors are those of one replay."""
 
 import contextlib
+import dataclasses
 import random
 
 import numpy as np
@@ -45,6 +46,30 @@ def replay(tmp_path, tiny_encoder, texts, name="replay.db"):
     memory = Memory(tmp_path / name, model=tiny_encoder)
     memory.add(messages(texts), user_id="ada", run_id="chat")
     return memory
+
+
+def test_conversations_are_listed_with_their_turns_and_times(memory, clock):
+    for user, agent, run in (("ada", None, "one"), ("ada", "helper", "one"), ("ada", None, "two"), (None, None, "one")):
+        clock.seconds += 100
+        memory.add(messages(TURNS[:2]), user_id=user, agent_id=agent, run_id=run)
+    first, second, third = memory.conversations(user_id="ada")
+    assert [(one.agent_id, one.run_id, one.turns) for one in (first, second, third)] == [
+        (None, "two", 2), ("helper", "one", 2), (None, "one", 2)
+    ]  # fmt: skip
+    assert third.first_time < third.last_time < second.first_time
+    clock.seconds += 100
+    turn = memory.add(messages(["ok"]), user_id="ada", run_id="one")[0]
+    memory.update(turn.id, "not ok")
+    assert memory.conversations(user_id="ada", limit=1)[0] == dataclasses.replace(third, turns=3, last_time=turn.time)
+    assert memory.conversations(user_id="ada", agent_id="helper") == [second]
+    assert [one.run_id for one in memory.conversations(user_id="ada", limit=2, offset=1)] == ["two", "one"]
+    assert [one.user_id for one in memory.conversations()] == [None]
+    assert memory.conversations(user_id="bob") == []
+    assert memory.within(user_id="ada", run_id="two").conversations() == [first]
+    memory.delete_all(user_id="ada", run_id="two")
+    assert first not in memory.conversations(user_id="ada")
+    with pytest.raises(ValueError, match="limit"):
+        memory.conversations(limit=-1)
 
 
 def test_a_conversation_in_pieces_with_restarts_equals_one_replay(place, tmp_path, tiny_encoder, monkeypatch):

@@ -4,12 +4,13 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lam_transformers.encoding import late_chunks
+from lam_transformers.encoding import LAMEncoder, late_chunks
 from lam_transformers.memories import Memory, UnknownMemory, reading
 from lam_transformers.memories.paragraphs import LONGEST_PARAGRAPH, paragraphs
 
@@ -33,6 +34,24 @@ with Memory(sys.argv[1], model=sys.argv[2]) as memory:
     memory.add_document(text(200_000), title="long")
     print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), memory.stats()["paragraphs"])
 """
+# Reads a document of more than a million tokens and prints by how many bytes the most memory in use has grown, from a
+# short one on.
+READ_A_MILLION = """
+import resource, sys
+from lam_transformers.memories import Memory
+from tests.memories.test_documents import million_tokens
+with Memory(sys.argv[1], model=sys.argv[2]) as memory:
+    memory.add_document("The river is red. " * 3_000, title="short")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory.add_document(million_tokens(), title="long")
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def million_tokens():
+    """10,500 paragraphs of about 100 tokens, each with a name of its own."""
+    sentences = "The dog runs in the old house. A woman reads a book. The cat eats and the child plays quickly. " * 4
+    return "\n\n".join(f"Part{i}x begins. {sentences}" for i in range(10_500))
 
 
 @pytest.fixture
@@ -142,6 +161,52 @@ def test_a_long_document_is_read_in_constant_memory(place, make_model, tokenizer
     grown, paragraphs = map(int, measured.stdout.split())
     assert paragraphs == 20_000 // 13 + 200_000 // 13
     assert grown < 80e6
+
+
+@pytest.mark.slow
+def test_a_million_tokens_are_read_through_a_kill_and_found(place, tiny_encoder_folder):
+    def read():
+        return subprocess.Popen(
+            [sys.executable, "-c", READ_A_MILLION, place, str(tiny_encoder_folder)],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def tokens_read():
+        with memory.store.read() as transaction:
+            rows = transaction.rows("SELECT read_tokens FROM documents WHERE title = 'long'")
+        return int(rows[0][0]) if rows else 0
+
+    with Memory(place, model=None) as memory:
+        with read() as first:
+            while tokens_read() < 300_000:
+                assert first.poll() is None
+                time.sleep(0.1)
+            first.kill()
+        assert memory.search("Part1x") == []  # what is not read to its end does not answer
+        at_the_kill = tokens_read()
+        with read() as second:
+            grown = int(second.stdout.read())
+        assert second.returncode == 0
+        # SQLite may keep 64 MB of pages, and the text of 4 MB is there a few times; the tokens' states would be 145 MB.
+        assert grown < 90e6
+        (document,) = (record for record in memory.list(kinds=["document"]) if record.text == "long")
+        steps = [event["tokens"] for event in memory.events(document.id) if event["kind"] == "document read"]
+        assert at_the_kill in steps[:-1]
+        assert all(before < after for before, after in itertools.pairwise(steps))  # nothing was read twice
+        assert steps[-1] > 1_000_000
+        assert memory.verify() == []
+    text = million_tokens()
+    with Memory(place, model=tiny_encoder_folder) as memory:
+        assert memory.document(document.id) == text
+        for number in (0, 5_250, 10_499):
+            (result,) = memory.search(f"What does Part{number}x say?", kinds=["paragraph"], top_k=1)
+            paragraph = result.memory
+            assert (paragraph.document_id, paragraph.position) == (document.id, number)
+            assert paragraph.text == text[paragraph.start : paragraph.end]
+            assert paragraph.text.startswith(f"Part{number}x begins.")
+        partition = memory.partitions.get("")
+        vector = partition.vectors[partition.first[partition.ids.index(document.id)]]
+        assert np.abs(vector - LAMEncoder(tiny_encoder_folder).encode(text)).max() <= 1e-5
 
 
 def test_files(words_only, tmp_path):

@@ -87,8 +87,8 @@ def check_kills(killer, folder, operation, model, kills, timed, monkeypatch):
     with Memory(prepared, model=model) as memory:
         before = contents(memory)
     if operation == "migrate":
-        monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-        monkeypatch.setattr(store, "MIGRATIONS", {1: child.LATER})
+        monkeypatch.setattr(store, "MIGRATIONS", {store.SCHEMA_VERSION: child.LATER})
+        monkeypatch.setattr(store, "SCHEMA_VERSION", store.SCHEMA_VERSION + 1)
 
     def copy(name):
         return shutil.copyfile(prepared, folder / name)
@@ -96,6 +96,8 @@ def check_kills(killer, folder, operation, model, kills, timed, monkeypatch):
     whole = copy("whole.db")
     ended = killer.run(whole, operation)
     assert ended["code"] == 0
+    migrated = (folder / f"whole.db.schema-{store.SCHEMA_VERSION - 1}").exists()
+    assert migrated == (operation == "migrate")
     with Memory(whole, model=model) as memory:
         after = contents(memory)
         rows = memory.stats()["versions"]

@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -68,8 +72,6 @@ def test_an_unknown_transport(words_only):
 
 
 def test_over_stdio(place):
-    import sys
-
     Memory(place, model=None).close()
 
     async def session():
@@ -82,3 +84,35 @@ def test_over_stdio(place):
             return await client.call_tool("recall", {"query": "dog"})
 
     assert "The dog." in str(asyncio.run(session()).content)
+
+
+def test_over_streamable_http(place, tmp_path):
+    Memory(place, model=None).close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--user", "ada", "--transport", "http", "--port", str(port), "--model", "none"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lam_transformers.cli", "memory", "mcp", place, *options], stdout=log, stderr=log
+        )
+
+    async def session():
+        async with mcp.Client(f"http://127.0.0.1:{port}/mcp") as client:
+            await client.call_tool("remember", {"text": "The dog."})
+            return await client.call_tool("recall", {"query": "dog"})
+
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (recalled,) = content(asyncio.run(session()))
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert (recalled["text"], recalled["user_id"]) == ("The dog.", "ada")

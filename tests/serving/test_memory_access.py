@@ -61,7 +61,7 @@ def theirs(memory_server, memory_place):
 
 
 def test_every_operation_is_tried():
-    assert len(OPERATIONS) == 18
+    assert len(OPERATIONS) == 19
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -113,6 +113,32 @@ def test_no_way_in_without_a_key(memory_server, memory_place, theirs, method, pa
             assert answer.headers["www-authenticate"] == "Bearer"
             assert "lam memory keys add" in answer.json()["error"]
             assert SECRET not in answer.text
+
+
+def test_a_list_of_conversations_ends_at_the_scope(client_for, user):
+    def runs(client, **names):
+        answer = client.get("/conversations/list", params=names)
+        assert answer.status_code == 200, answer.text
+        return [one["run_id"] for one in answer.json()["results"]]
+
+    turn = {"messages": [{"role": "user", "content": "The dog."}]}
+    ada = client_for(user_id=user)
+    with_robot = client_for(user_id=user, agent_id="robot")
+    robot = client_for(agent_id=f"{user} robot")
+    one_run = client_for(user_id=user, run_id="first")
+    ada.post("/conversations", json=turn | {"run_id": "first"})
+    with_robot.post("/conversations", json=turn | {"run_id": "second"})
+    robot.post("/conversations", json=turn | {"run_id": "its own"})
+    assert runs(ada) == ["second", "first"]
+    assert runs(with_robot) == ["second"]
+    assert runs(robot) == ["its own"]
+    assert runs(one_run) == ["first"]
+    assert runs(client_for(user_id=f"{user} again")) == []
+    assert not {"first", "second", "its own"} & set(runs(client_for()))
+    assert runs(ada, run_id="second") == ["second"]
+    assert runs(ada, run_id="its own") == []
+    for names in ({"run_id": "second"}, {"user_id": "bob"}, {"agent_id": "robot"}):
+        assert one_run.get("/conversations/list", params=names).status_code == 403
 
 
 def test_what_an_assistant_keeps_for_itself(client_for, user):

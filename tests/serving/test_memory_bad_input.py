@@ -173,6 +173,7 @@ def test_unknown_ids(ada, id):
 def test_queries_of_a_list(ada, query):
     refused(ada.get(f"/memories?{query}"))
     refused(ada.get(f"/documents?{query}"))
+    refused(ada.get(f"/conversations/list?{query}"))
 
 
 def test_a_misspelt_name_deletes_nothing(ada):

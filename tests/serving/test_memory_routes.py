@@ -160,6 +160,39 @@ def test_conversations(ada, memory_server, serving_model):
     assert ada.delete("/memories").json()["deleted"] == 1
 
 
+def test_conversations_are_listed_with_their_turns_and_times(ada, user):
+    for run, second in (("a/b c", 0), ("other", 30), (None, 10)):
+        turns = [
+            {"role": "user", "content": f"Turn {i}.", "timestamp": f"2026-05-03T10:00:{second + i:02}Z"}
+            for i in range(3)
+        ]
+        ada.post("/conversations" if run else "/memories", json={"messages": turns} | ({"run_id": run} if run else {}))
+    ada.post("/memories", json={"messages": "No turn at all."})
+    listed = ada.get("/conversations/list").json()["results"]
+    assert [one["run_id"] for one in listed] == ["other", None, "a/b c"]
+    assert listed[0] == {
+        "user_id": user,
+        "agent_id": None,
+        "run_id": "other",
+        "turns": 3,
+        "first_time": "2026-05-03T10:00:30+00:00",
+        "last_time": "2026-05-03T10:00:32+00:00",
+    }
+    pages = [
+        ada.get("/conversations/list", params={"limit": 1, "offset": offset}).json()["results"] for offset in range(4)
+    ]
+    assert pages == [[one] for one in listed] + [[]]
+    # A corrected turn is the same turn, a forgotten one is gone, and so is a conversation without turns.
+    turns = ada.get("/conversations", params={"run_id": "a/b c"}).json()["results"]
+    ada.put(f"/memories/{turns[0]['id']}", json={"text": "Turn zero."})
+    assert ada.get("/conversations/list").json()["results"] == listed
+    ada.delete(f"/memories/{turns[2]['id']}")
+    (one,) = ada.get("/conversations/list", params={"run_id": "a/b c"}).json()["results"]
+    assert (one["turns"], one["last_time"]) == (2, "2026-05-03T10:00:01+00:00")
+    ada.delete("/conversations", params={"run_id": "other"})
+    assert [one["run_id"] for one in ada.get("/conversations/list").json()["results"]] == [None, "a/b c"]
+
+
 def test_the_vectors_are_those_of_the_model(ada, user, memory_server, memory_place, serving_folder):
     texts = ["The dog sleeps.", words(400), words(3000)]
     for text in texts:

@@ -1,5 +1,6 @@
 """`lam serve` as a process: how it starts, stops, and outlives the death of a worker."""
 
+import contextlib
 import os
 import re
 import signal
@@ -199,9 +200,82 @@ def test_the_death_of_a_worker(start, texts, want):
     check_stop(process, Load(process.url, texts, want, keep_alive=False))
 
 
+@pytest.mark.slow
+def test_several_workers_have_one_memory(start, serving_model, tmp_path):
+    """What one process wrote the others find at once, nothing is lost, and the death of one leaves all of it."""
+    from lam_transformers.memories import Keys, Memory, Scope
+
+    place = str(tmp_path / "memory.db")
+    with Memory(place, model=None) as memory:
+        key = Keys(memory.store).add("phone", Scope("ada"))
+    process = start("--workers", "2", "--memory", place)
+    workers = children(process.process.pid)
+    assert len(workers) == 2
+    limits = httpx.Limits(max_keepalive_connections=0)
+
+    def ask(method, path, **options):
+        with httpx.Client(base_url=process.url, timeout=60, limits=limits, headers={"X-API-Key": key}) as client:
+            answer = client.request(method, path, **options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @contextlib.contextmanager
+    def only(worker):
+        """The others are held, so that this one answers."""
+        others = [pid for pid in workers if pid != worker]
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            process.wait()
+            yield
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+
+    def turns(number):
+        return {"messages": [{"role": "user", "content": f"The dog of turn {number}."}], "run_id": "chat"}
+
+    for number in range(4):
+        with only(workers[number % 2]):
+            ask("POST", "/conversations", json=turns(number))
+        with only(workers[1 - number % 2]):
+            results = ask("POST", "/search", json={"query": "dog"})["results"]
+            assert {one["memory"] for one in results} == {f"The dog of turn {i}." for i in range(number + 1)}
+    with only(workers[0]):
+        id = ask("POST", "/memories", json={"messages": "A zebra."})["results"][0]["id"]
+    with only(workers[1]):
+        assert id in [one["id"] for one in ask("POST", "/search", json={"query": "zebra"})["results"]]
+        ask("DELETE", f"/memories/{id}")
+    with only(workers[0]):
+        assert id not in [one["id"] for one in ask("POST", "/search", json={"query": "zebra"})["results"]]
+    threads = [
+        threading.Thread(target=lambda i=i: [ask("POST", "/conversations", json=turns(f"{i}.{j}")) for j in range(5)])
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    said = ask("GET", "/conversations", params={"run_id": "chat"})["results"]
+    assert [turn["position"] for turn in said] == list(range(44))
+    assert len({turn["memory"] for turn in said}) == 44
+    os.kill(workers[0], signal.SIGKILL)
+    workers = [workers[1]]
+    assert ask("GET", "/conversations/list")["results"][0]["turns"] == 44
+    gist = ask("GET", "/conversations/gist", params={"run_id": "chat"})["embedding"]
+    assert abs(np.array(gist) - serving_model.encode("\n\n".join(turn["memory"] for turn in said))).max() < EXACT
+    process.process.send_signal(signal.SIGTERM)
+    assert process.process.wait(60) == 0, process.text()
+    assert "Traceback" not in process.text()
+    with Memory(place, model=None) as memory:
+        assert memory.verify() == []
+
+
 def children(pid: int) -> list[int]:
     """Worker processes of a server."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    # -ww: the whole line, however wide the terminal is said to be.
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
 
 
