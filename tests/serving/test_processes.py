@@ -1,5 +1,6 @@
 """`lam serve` as a process: how it starts, stops, and outlives the death of a worker."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from handbook import ROOT
 
@@ -201,8 +203,12 @@ def test_the_death_of_a_worker(start, texts, want):
 
 def children(pid: int) -> list[int]:
     """Worker processes of a server."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+    workers = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if any("spawn_main" in argument for argument in child.cmdline()):
+                workers.append(child.pid)
+    return workers
 
 
 def lam_serve(*options):
