@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -199,6 +200,26 @@ def test_the_death_of_a_worker(start, texts, want):
         assert float(re.search(r'te_request_success{method="single"} (\S+)', counted).group(1)) > 20
     process.wait()
     check_stop(process, Load(process.url, texts, want, keep_alive=False))
+
+
+def test_a_process_that_may_not_listen_yet_accepts_nothing(start_server):
+    """A connection waits until it can be answered, and a stop meanwhile takes none away from other processes."""
+    may_listen = threading.Event()
+    server = start_server(may_listen=may_listen.is_set)
+    with server.client() as client, ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(client.get, "/health")
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        may_listen.set()
+        assert answer.result(timeout=20).status_code == 200
+    stopped = start_server(may_listen=threading.Event().is_set)
+    with stopped.client() as client, ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(client.get, "/health")
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        stopped.stop()
+        with pytest.raises(httpx.TransportError):
+            answer.result(timeout=20)
 
 
 def children(pid: int) -> list[int]:
