@@ -8,9 +8,11 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import selectors
 import shutil
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -27,7 +29,10 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048  # connections that the system holds until they are accepted
 KEEP_ALIVE = 65  # seconds that an idle connection is kept
 HEAD_SECONDS = 15.0  # for the head of a request to arrive, and for the rest of a body that was refused
-LOOK_SECONDS = 0.05  # between two looks whether connections may be accepted
+LOOK_SECONDS = 0.05  # between two looks whether connections may be accepted, or closed
+UNREAD_SECONDS = 1.0  # in which a stop waits for a request that has arrived to be read
+SO_ATTACH_FILTER = 26  # of Linux; Python has no name for it
+BPF_RETURN = 6  # the instruction that ends a filter, here with 0 bytes to keep
 CANNOT_LOAD = 3  # exit status of a worker whose model cannot be loaded
 
 
@@ -64,9 +69,16 @@ class Protocol(H11Protocol):
     def shutdown(self) -> None:
         """A connection without a request is closed a moment later: one may be on its way."""
         if self._is_idle:
-            self.loop.call_later(self.grace, self._close)
+            self.loop.call_later(self.grace, self._close_unread, self.loop.time() + self.grace + UNREAD_SECONDS)
         else:
             super().shutdown()
+
+    def _close_unread(self, deadline: float) -> None:
+        """Close, unless a request has arrived and was not read yet: it would be reset."""
+        if self.loop.time() < deadline and _has_input(self.transport.get_extra_info("socket")):
+            self.loop.call_later(LOOK_SECONDS, self._close_unread, deadline)
+        else:
+            self._close()
 
     def _close(self) -> None:
         if self._is_idle and not self.transport.is_closing():
@@ -86,15 +98,22 @@ class Server(uvicorn.Server):
         settings: options of the server.
         service: of the application.
         may_listen: asked until it says yes; only then the first connection is accepted.
+        owns_sockets: whether no other process listens at its sockets.
     """
 
     def __init__(
-        self, config: uvicorn.Config, settings: Settings, service, may_listen: Callable[[], bool] | None = None
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        service,
+        may_listen: Callable[[], bool] | None = None,
+        owns_sockets: bool = True,
     ):
         super().__init__(config)
         self._settings = settings
         self._service = service
         self._may_listen = may_listen or (lambda: True)
+        self._owns_sockets = owns_sockets
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
@@ -112,6 +131,9 @@ class Server(uvicorn.Server):
         self._service.draining = True
         await asyncio.sleep(self._settings.grace_seconds)
         if self.servers:
+            if self._owns_sockets:
+                for listener in sockets or []:
+                    refuse_connections(listener)
             await self._accept_backlog(sockets or [])
         for connection in self.server_state.connections:
             connection.grace = self._settings.grace_seconds  # type: ignore[union-attr]
@@ -152,6 +174,29 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def refuse_connections(listener: socket.socket) -> None:
+    """Let no further connection into the queue of a listening socket; those that are in it can still be accepted.
+
+    One that came between the last that is accepted and the end of the socket would be reset, with its request. Only
+    Linux can do this: with a filter of one instruction that drops every packet. Who connects then is told that the port
+    is closed as soon as it is.
+    """
+    if sys.platform != "linux":
+        return
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(drop)))
+
+
+def _has_input(connection: socket.socket | None) -> bool:
+    """Whether something has arrived at a connection that was not read yet."""
+    if connection is None or connection.fileno() < 0:
+        return False
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
 def serve(settings: Settings, listener: socket.socket, workers: int = 1, log: Callable[[str], None] = print) -> None:
     """Run until a signal to stop comes and everything accepted is answered.
 
@@ -187,6 +232,7 @@ def _session_folder(settings: Settings) -> Iterator[Settings]:
 def _serve_here(
     settings: Settings,
     listener: socket.socket,
+    shared: bool = False,
     on_loaded: Callable[[], None] | None = None,
     others_loaded: Callable[[], bool] | None = None,
 ) -> None:
@@ -195,6 +241,7 @@ def _serve_here(
     Args:
         settings: options of the server.
         listener: where it listens.
+        shared: whether other processes listen there too.
         on_loaded: called when its model is loaded.
         others_loaded: if given, nothing is accepted before it says yes and the model is loaded here too.
     """
@@ -218,7 +265,7 @@ def _serve_here(
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
     )
-    server = Server(config, settings, app.state.service, may_listen)
+    server = Server(config, settings, app.state.service, may_listen, owns_sockets=not shared)
     server.run(sockets=[listener])
     if server.force_exit:
         logging.shutdown()
@@ -251,9 +298,9 @@ def _work(settings: Settings, listener: socket.socket, level: int, first: bool, 
     configure_logging(level)
     try:
         if first:
-            _serve_here(settings, listener, on_loaded=on_loaded)
+            _serve_here(settings, listener, shared=True, on_loaded=on_loaded)
         else:
-            _serve_here(settings, listener, others_loaded=others_loaded)
+            _serve_here(settings, listener, shared=True, others_loaded=others_loaded)
     except OSError:
         sys.exit(CANNOT_LOAD)
 
@@ -297,6 +344,7 @@ class _Supervisor:
                 self._forget(worker.pid)
                 time.sleep(0.2)  # a process that cannot live must not take the machine with it
                 self._workers[i] = self._start(i)
+        refuse_connections(self._listener)
         # While the parent has the socket open, nobody is told that the port is closed.
         self._listener.close()
         for worker in self._workers:

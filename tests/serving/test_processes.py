@@ -1,9 +1,11 @@
 """`lam serve` as a process: how it starts, stops, and outlives the death of a worker."""
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from ..children import run_in_child
 from .serving_texts import sentences, words
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
+uvicorn = pytest.importorskip("uvicorn")
 EXACT = 1e-6
 START_SECONDS = 120
 
@@ -220,6 +223,52 @@ def test_a_process_that_may_not_listen_yet_accepts_nothing(start_server):
         stopped.stop()
         with pytest.raises(httpx.TransportError):
             answer.result(timeout=20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a filter of Linux")
+def test_a_stop_lets_nobody_connect_whom_it_will_not_answer(start_server, monkeypatch):
+    """Between the last connection that is accepted and the end of the port."""
+    server = start_server()
+    made = []
+    shut_down = uvicorn.Server.shutdown
+
+    async def connect_late(stopping, sockets=None):
+        with contextlib.suppress(TimeoutError):
+            made.append(socket.create_connection(server.address, timeout=0.3))
+        await shut_down(stopping, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", connect_late)
+    server.stop()
+    assert not made
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.address, timeout=5)
+
+
+def test_a_stop_reads_a_request_that_has_arrived(server):
+    """An idle connection is not closed over a request that the system has and the server has not read."""
+
+    from lam_transformers.serving.server import Protocol
+
+    async def ask() -> bytes:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(server.app, http=Protocol, lifespan="off", log_config=None, access_log=False)
+        config.load()
+        connections = []
+
+        def connection():
+            connections.append(Protocol(config, uvicorn.server.ServerState(), {}))
+            return connections[-1]
+
+        async with await loop.create_server(connection, "127.0.0.1", 0) as listening:
+            with socket.create_connection(listening.sockets[0].getsockname(), timeout=20) as asking:
+                while not connections:
+                    await asyncio.sleep(0.01)
+                (asked,) = connections
+                asking.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                asked._close_unread(loop.time() + 10)
+                return await asyncio.to_thread(asking.recv, 100)
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 200")
 
 
 def children(pid: int) -> list[int]:
