@@ -1,6 +1,7 @@
 """`lam serve` under load, beside `encode` in process and beside a plain endpoint that calls `encode` for each request.
 
     python benchmarks/serve_load.py LAM-base-v1 --data DIR [--seconds 20] [--long-tokens 1000000]
+    python benchmarks/serve_load.py LAM-base-v1 --data DIR --only-memory --requests 100000 --out serve_memory.json
 
 All of it on this machine, over the loopback address, bounded in time and number of requests. Measured, in turns on the
 same processors:
@@ -10,7 +11,8 @@ same processors:
 2. p50 and p99 of a request with one sentence, at 1, 8 and 64 clients;
 3. the same against a plain FastAPI endpoint that calls `encode` of all-MiniLM-L6-v2 for each request;
 4. p50 of a request with one sentence while a text of `--long-tokens` tokens is read, in segments' time;
-5. the memory of the server over `--requests` requests of mixed lengths.
+5. the resident memory of the server over `--requests` requests of mixed lengths, from 8 clients. Of 1,000 texts 900 are
+   of one sentence, 80 of 5, 18 of 50 and 2 of 200, which is several segments.
 
 The sentences are 512 of STS-B in DIR/sts.
 """
@@ -194,6 +196,61 @@ def beside_a_long_text(port: int, sentences: list[str], tokens: int, seconds: fl
     }
 
 
+def mixed_lengths(sentences: list[str]) -> list[str]:
+    """1,000 texts of 1, 5, 50 and 200 sentences."""
+    chance = random.Random(0)
+    lengths = [1] * 900 + [5] * 80 + [50] * 18 + [200] * 2
+    chance.shuffle(lengths)
+    return [" ".join(chance.choices(sentences, k=length)) for length in lengths]
+
+
+def over_many_requests(port: int, pid: int, sentences: list[str], requests: int) -> dict:
+    """Resident memory of the server after each twentieth of the requests; the first tenth warms it up."""
+    texts = mixed_lengths(sentences)
+    answered = 0
+    sizes = []
+    start = time.perf_counter()
+    for _ in range(20):
+        answered += load(port, texts, 8, 600, requests // 160)["requests"]
+        sizes.append(round(memory(pid), 1))
+        print(answered, sizes[-1], flush=True)
+    warm = sizes[1:]
+    return {
+        "requests_answered": answered,
+        "seconds": round(time.perf_counter() - start, 1),
+        "megabytes_after_each_twentieth": sizes,
+        "largest_over_smallest_after_the_first_tenth": round(max(warm) / min(warm), 4),
+        "last_over_that_after_the_first_tenth": round(warm[-1] / warm[0], 4),
+    }
+
+
+def rounds(model: str, port: int, threads: int, sentences: list[str], seconds: float, count: int) -> list[dict]:
+    """Throughput and times of the server, of `encode` in process and of the plain endpoint, in turns."""
+    import torch
+
+    torch.set_num_threads(threads)
+    batches = [sentences[i : i + 8] for i in range(0, len(sentences), 8)]
+    ours = load_sentence_transformer(model, device="cpu")
+    plain_port = free_port()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "plain.py"
+        script.write_text(PLAIN, encoding="utf-8")
+        with running([sys.executable, str(script), str(plain_port), str(threads)], plain_port):
+            for _ in range(count):
+                row: dict = {"encode_texts_a_second": round(in_process(ours, sentences, seconds), 1)}
+                saturated = load(port, batches, 64, seconds)
+                row["server_texts_a_second"] = round(8 * saturated["requests_a_second"], 1)
+                row["server_over_encode"] = round(row["server_texts_a_second"] / row["encode_texts_a_second"], 3)
+                row["lam"] = [load(port, sentences, clients, seconds) for clients in (1, 8, 64)]
+                row["plain_minilm"] = [load(plain_port, sentences, clients, seconds) for clients in (1, 8, 64)]
+                pair = [row[name][-1]["requests_a_second"] for name in ("lam", "plain_minilm")]
+                row["lam_over_plain_at_64"] = round(pair[0] / pair[1], 2)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -203,52 +260,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--long-tokens", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=2000, help="of mixed lengths, for the memory; at most 100,000")
+    parser.add_argument("--only-memory", action="store_true", help="measure nothing but the memory")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/serve_load.json"))
     arguments = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(arguments.threads)
-    seconds = min(arguments.seconds, 120.0)
     # All sides get the same texts, however many they manage: later sentences of STS-B are longer.
     sentences = natural_sentences(arguments.data)[:512]
-    batches = [sentences[i : i + 8] for i in range(0, len(sentences), 8)]
-    ours = load_sentence_transformer(arguments.model, device="cpu")
-    numbers: dict = {"threads": arguments.threads, "seconds": seconds, "rounds": []}
-    lam_port = free_port()
-    plain_port = free_port()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(lam_server(arguments.model, lam_port, arguments.threads), lam_port) as pid,
-    ):
-        script = Path(folder) / "plain.py"
-        script.write_text(PLAIN, encoding="utf-8")
-        plain = [sys.executable, str(script), str(plain_port), str(arguments.threads)]
-        with running(plain, plain_port):
-            for _ in range(arguments.rounds):
-                row: dict = {"encode_texts_a_second": round(in_process(ours, sentences, seconds), 1)}
-                saturated = load(lam_port, batches, 64, seconds)
-                row["server_texts_a_second"] = round(8 * saturated["requests_a_second"], 1)
-                row["server_over_encode"] = round(row["server_texts_a_second"] / row["encode_texts_a_second"], 3)
-                row["lam"] = [load(lam_port, sentences, clients, seconds) for clients in (1, 8, 64)]
-                row["plain_minilm"] = [load(plain_port, sentences, clients, seconds) for clients in (1, 8, 64)]
-                pair = [row[name][-1]["requests_a_second"] for name in ("lam", "plain_minilm")]
-                row["lam_over_plain_at_64"] = round(pair[0] / pair[1], 2)
-                numbers["rounds"].append(row)
-                print(json.dumps(row), flush=True)
-        numbers["long"] = beside_a_long_text(lam_port, sentences, arguments.long_tokens, seconds)
-        print(json.dumps(numbers["long"]), flush=True)
-        mixed = [
-            " ".join(random.Random(i).choices(sentences, k=random.Random(i).choice((1, 1, 1, 5, 50))))
-            for i in range(500)
-        ]
-        asked = min(arguments.requests, 100_000)
-        sizes = []
-        for _ in range(5):
-            load(lam_port, mixed, 8, 600, asked // 40)
-            sizes.append(round(memory(pid), 1))
-        numbers["memory"] = {"requests": asked, "megabytes_after_each_fifth": sizes}
+    seconds = min(arguments.seconds, 120.0)
+    numbers: dict = {"threads": arguments.threads}
+    port = free_port()
+    with running(lam_server(arguments.model, port, arguments.threads), port) as pid:
+        if not arguments.only_memory:
+            numbers["seconds"] = seconds
+            numbers["rounds"] = rounds(arguments.model, port, arguments.threads, sentences, seconds, arguments.rounds)
+            numbers["long"] = beside_a_long_text(port, sentences, arguments.long_tokens, seconds)
+            print(json.dumps(numbers["long"]), flush=True)
+        numbers["memory"] = over_many_requests(port, pid, sentences, min(arguments.requests, 100_000))
         print(json.dumps(numbers["memory"]), flush=True)
-    for name in ("server_over_encode", "lam_over_plain_at_64"):
+    for name in ("server_over_encode", "lam_over_plain_at_64") if "rounds" in numbers else ():
         numbers[f"median_{name}"] = statistics.median(row[name] for row in numbers["rounds"])
     write_result(arguments.out, numbers)
 

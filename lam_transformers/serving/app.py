@@ -27,12 +27,17 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, on_failure: Callable[[], None] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    on_failure: Callable[[], None] | None = None,
+    on_loaded: Callable[[], None] | None = None,
+) -> FastAPI:
     """The server as an ASGI application; `app.state.service` is the service inside.
 
     Args:
         settings: its options.
         on_failure: called when the model cannot be loaded; `service.failure` then says why.
+        on_loaded: called when it is loaded.
     """
     service = Service(settings, Metrics())
 
@@ -44,6 +49,9 @@ def create_app(settings: Settings, on_failure: Callable[[], None] | None = None)
             logger.error("The model cannot be loaded: %s", error)
             if on_failure is not None:
                 on_failure()
+        else:
+            if on_loaded is not None:
+                on_loaded()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

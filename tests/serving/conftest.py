@@ -58,11 +58,11 @@ def start_server(serving_folder, tmp_path_factory):
 
     running = []
 
-    def start(**options):
+    def start(may_listen=None, **options):
         torch.set_num_threads(1)
         folder = str(tmp_path_factory.mktemp("sessions"))
         settings = Settings(model=str(serving_folder), session_folder=folder, grace_seconds=0.05)
-        running.append(Running(dataclasses.replace(settings, **options)))
+        running.append(Running(dataclasses.replace(settings, **options), may_listen))
         return running[-1]
 
     yield start

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 
 import httpx
 import uvicorn
@@ -15,12 +16,16 @@ from lam_transformers.serving.settings import Settings
 class Running:
     """A server that runs in a thread.
 
+    Args:
+        settings: its options.
+        may_listen: of `Server`.
+
     Attributes:
         url: where it is.
         service: the service inside.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, may_listen: Callable[[], bool] | None = None):
         self.settings = settings
         listener = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -29,7 +34,7 @@ class Running:
         self.app = app
         self.service = app.state.service
         config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False)
-        self._server = Server(config, settings, self.service)
+        self._server = Server(config, settings, self.service, may_listen)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([listener])), daemon=True)
         self._thread.start()
         deadline = time.monotonic() + 60

@@ -1,16 +1,20 @@
 """`lam serve` as a process: how it starts, stops, and outlives the death of a worker."""
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from handbook import ROOT
 
@@ -18,6 +22,7 @@ from ..children import run_in_child
 from .serving_texts import sentences, words
 
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
+uvicorn = pytest.importorskip("uvicorn")
 EXACT = 1e-6
 START_SECONDS = 120
 
@@ -271,12 +276,80 @@ def test_several_workers_have_one_memory(start, serving_model, tmp_path):
         assert memory.verify() == []
 
 
+def test_a_process_that_may_not_listen_yet_accepts_nothing(start_server):
+    """A connection waits until it can be answered, and a stop meanwhile takes none away from other processes."""
+    may_listen = threading.Event()
+    server = start_server(may_listen=may_listen.is_set)
+    with server.client() as client, ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(client.get, "/health")
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        may_listen.set()
+        assert answer.result(timeout=20).status_code == 200
+    stopped = start_server(may_listen=threading.Event().is_set)
+    with stopped.client() as client, ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(client.get, "/health")
+        with pytest.raises(TimeoutError):
+            answer.result(timeout=0.5)
+        stopped.stop()
+        with pytest.raises(httpx.TransportError):
+            answer.result(timeout=20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a filter of Linux")
+def test_a_stop_lets_nobody_connect_whom_it_will_not_answer(start_server, monkeypatch):
+    """Between the last connection that is accepted and the end of the port."""
+    server = start_server()
+    made = []
+    shut_down = uvicorn.Server.shutdown
+
+    async def connect_late(stopping, sockets=None):
+        with contextlib.suppress(TimeoutError):
+            made.append(socket.create_connection(server.address, timeout=0.3))
+        await shut_down(stopping, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", connect_late)
+    server.stop()
+    assert not made
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.address, timeout=5)
+
+
+def test_a_stop_reads_a_request_that_has_arrived(server):
+    """An idle connection is not closed over a request that the system has and the server has not read."""
+
+    from lam_transformers.serving.server import Protocol
+
+    async def ask() -> bytes:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(server.app, http=Protocol, lifespan="off", log_config=None, access_log=False)
+        config.load()
+        connections = []
+
+        def connection():
+            connections.append(Protocol(config, uvicorn.server.ServerState(), {}))
+            return connections[-1]
+
+        async with await loop.create_server(connection, "127.0.0.1", 0) as listening:
+            with socket.create_connection(listening.sockets[0].getsockname(), timeout=20) as asking:
+                while not connections:
+                    await asyncio.sleep(0.01)
+                (asked,) = connections
+                asking.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                asked._close_unread(loop.time() + 10)
+                return await asyncio.to_thread(asking.recv, 100)
+
+    assert asyncio.run(ask()).startswith(b"HTTP/1.1 200")
+
+
 def children(pid: int) -> list[int]:
     """Worker processes of a server."""
-    # -ww: the whole line, however wide the terminal is said to be.
-    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]
-    listed = subprocess.run(command, capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+    workers = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if any("spawn_main" in argument for argument in child.cmdline()):
+                workers.append(child.pid)
+    return workers
 
 
 def lam_serve(*options):
