@@ -1,7 +1,8 @@
 """Ablations trained again: same start, same seed, same data in the same order, same number of updates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,6 @@ def retrain_ablations(
     if encoder.lam is None:
         raise ValueError(f"{model} is no LAM.")
     record = model_record(model, encoder)
-    del record["checksum"]  # its weights are not used
     context = Context(encoder, [], data, settings, progress=progress or Silent())
     tasks = Tasks(context)
     dev = data.path("stsb_dev")
@@ -119,21 +119,51 @@ def retrain_ablations(
             run = distiller.run(evaluate_every=steps, checkpoint_every=max(steps // 4, 1))
             scored[seed][name] = tasks.score(with_lam(encoder, student.eval()))
             context.say(f"{name}, seed {seed}: {run.tokens:,} tokens, loss {run.losses.get('loss', 0.0):.4f}")
+    return write_retrained(
+        out, record, tasks, scored, base=base, steps=steps, tokens=run.tokens, texts=[Path(path).name for path in text]
+    )
+
+
+def write_retrained(
+    out: str | Path,
+    record: dict[str, Any],
+    tasks: Tasks,
+    scored: Mapping[int, Mapping[str, Scores]],
+    *,
+    base: str,
+    steps: int,
+    tokens: int,
+    texts: Sequence[str],
+) -> Path:
+    """Write OUT/ablation_retrained.json and return its path.
+
+    Args:
+        out: folder of the result files.
+        record: of the model beside whose results the ablations are shown (`model_record`); its checksum is left out,
+            for its weights are not used.
+        tasks: on which the models were scored.
+        scored: scores of the full model and of every ablation, by seed.
+        base: where the runs started.
+        steps, tokens: of each run.
+        texts: names of what was trained on.
+    """
+    tables = {str(seed): tasks.compare(scores) for seed, scores in scored.items()}
     numbers = {
-        "rows": over_seeds([tasks.compare(scores) for scores in scored.values()]),
-        "seeds": {str(seed): tasks.compare(scores) for seed, scores in scored.items()},
+        "rows": _over_seeds(list(tables.values())),
+        "seeds": tables,
         "base": base,
         "steps": steps,
-        "tokens": run.tokens,
-        "texts": [Path(path).name for path in text],
+        "tokens": tokens,
+        "texts": list(texts),
         **tasks.describe(),
     }
+    model = {name: value for name, value in record.items() if name != "checksum"}
     path = Path(out) / f"{RETRAINED.name}.json"
-    write_result(path, numbers, part=RETRAINED.name, model=record, missing=[])
+    write_result(path, numbers, part=RETRAINED.name, model=model, missing=[])
     return path
 
 
-def over_seeds(tables: list[list[Numbers]]) -> list[Numbers]:
+def _over_seeds(tables: list[list[Numbers]]) -> list[Numbers]:
     """Means over the seeds. The interval spans those of all seeds: noise of the test set and of the training."""
     rows: list[Numbers] = []
     for same in zip(*tables, strict=True):

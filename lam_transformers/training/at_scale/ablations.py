@@ -17,12 +17,11 @@ from ...checkpoints.init import lam_from_bert
 from ...evaluation.data import Data
 from ...evaluation.models import load_encoder, model_record
 from ...evaluation.part import Context, Settings
-from ...evaluation.research.ablation import FULL, RETRAINED, Scores, Tasks, with_lam, without
+from ...evaluation.research.ablation import FULL, Scores, Tasks, with_lam, without
 from ...io.loading import locate_model
 from ...io.progress import Progress, Silent
-from ...io.results import write_result
 from ...model.modeling_lam import LAMModel
-from ..retraining import over_seeds
+from ..retraining import write_retrained
 from .compare import ARMS
 from .pool_teacher import BASE
 from .texts import say
@@ -87,8 +86,6 @@ def score_runs(
     seeds = sorted({line["seed"] for line in full})
     if len(seeds) < 2:
         raise ValueError(f"At least two seeds are needed to tell a difference from noise, {runs} has {seeds}.")
-    record = model_record(model, encoder)
-    del record["checksum"]  # its weights are not used
     tasks = Tasks(Context(encoder, [], data, settings, progress=progress or Silent()))
     scored: dict[int, dict[str, Scores]] = {}
     for seed in seeds:
@@ -96,19 +93,16 @@ def score_runs(
         for name in ARM_OF:
             scored[seed][name] = tasks.score(with_lam(encoder, trained_model(runs, base, name, seed)))
             say(f"scored: {name}, seed {seed}")
-    tables = {seed: tasks.compare(scores) for seed, scores in scored.items()}
-    numbers = {
-        "rows": over_seeds(list(tables.values())),
-        "seeds": {str(seed): table for seed, table in tables.items()},
-        "base": base,
-        "steps": full[0]["steps"],
-        "tokens": full[0]["tokens"],
-        "texts": ["the pool of docs/TRAINING.md"],
-        **tasks.describe(),
-    }
-    path = out / f"{RETRAINED.name}.json"
-    write_result(path, numbers, part=RETRAINED.name, model=record, missing=[])
-    return path
+    return write_retrained(
+        out,
+        model_record(model, encoder),
+        tasks,
+        scored,
+        base=base,
+        steps=full[0]["steps"],
+        tokens=full[0]["tokens"],
+        texts=["the pool of docs/TRAINING.md"],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
