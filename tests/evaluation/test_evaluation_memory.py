@@ -106,7 +106,8 @@ def test_where_conversations_are_looked_for(tmp_path):
             conversation_files(folder)
     write_lines(tmp_path / "memory/b.jsonl", [])
     write_lines(tmp_path / "memory/notes.md", [])
-    assert [path.name for path in conversation_files(tmp_path)] == ["b.jsonl"]
+    write_lines(tmp_path / "memory/c.txt", [])
+    assert [path.name for path in conversation_files(tmp_path)] == ["b.jsonl", "c.txt"]
 
 
 def test_measures_of_a_ranked_list():

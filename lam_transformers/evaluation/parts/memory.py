@@ -102,12 +102,12 @@ def conversation_files(folder: Path | None) -> list[Path]:
         MissingData: if there are none.
     """
     place = None if folder is None else folder / "memory"
-    files = sorted(path for path in place.glob("*") if path.name.endswith(ENDINGS)) if place is not None else []
+    files = sorted(path for path in place.glob("*") if path.name.endswith((*ENDINGS, ".txt"))) if place is not None else []
     if not files:
         raise MissingData(
             "conversations with questions",
             "Expected memory/NAME.jsonl[.gz|.xz] below --data DIR or LAM_DATA_DIR, a conversation a line as BEAM or "
-            "LoCoMo has them (docs/EVALUATION.md).",
+            "LoCoMo has them, or memory/NAME.txt as examples/data/conversations.txt (docs/EVALUATION.md).",
         )
     return files
 
