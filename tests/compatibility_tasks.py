@@ -25,7 +25,7 @@ from transformers import AutoModel
 FOLDER = "LAM-base-v1"
 INSTALLED = sys.argv[1] == "installed"
 # The last tokens of a text come long after the first segments: a memory that begins anew in each changes everything.
-TOKENS = 12_000 if "LAM_COMPATIBILITY" in os.environ else 5_000
+TOKENS = 12_000 if "LAM_COMPATIBILITY" in os.environ else 3_200
 BOUND = 1e-5
 WORDS = """
     the river was slow and wide; old people told that it had once carried whole villages to the sea. every spring we

@@ -146,6 +146,7 @@ def test_weights_are_small_half_precision_and_checked():
     assert json.loads((RELEASE / "config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_saved_again_it_still_loads_as_a_stranger(tmp_path, tmp_path_factory):
     """save_pretrained from the registered class and from sentence-transformers both carry the code along."""
     from sentence_transformers import SentenceTransformer

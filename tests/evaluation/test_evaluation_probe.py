@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("sklearn", reason="the evaluate extra is not installed")
 
@@ -30,11 +31,13 @@ from lam_transformers.evaluation.research.probe import (
 )
 from lam_transformers.evaluation.research.recall import recall_shares
 from lam_transformers.kernels import use_backend
+from lam_transformers.training.at_scale.ablations import ARM_OF, score_runs, trained_model
 from lam_transformers.training.distill import DistillConfig
 from lam_transformers.training.loop import learning_rates
 from lam_transformers.training.retraining import retrain_ablations
 
 from ..helpers import assert_close_rms, hidden, random_ids, rule_inputs, time_slice
+from .conftest import write_lines
 from .small import SMALL, SMALL_LONG_CONTEXT, Lines
 
 
@@ -334,3 +337,33 @@ def test_ablations_are_retrained_from_one_start_and_resume(lam_folder, tiny_bert
     start = lam_from_bert(str(tiny_bert), output_gate_rank=8)
     flux = without(start, "flux").layers[0].memory.flux
     assert not flux.out_proj.weight.any()
+
+
+def test_ablations_that_were_trained_at_scale_are_scored_as_the_others(lam_folder, tiny_bert, data_folder, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    lines = [{"arm": "slow64", "seed": seed, "steps": 5, "tokens": 320} for seed in (0, 1)]
+    write_lines(runs / "results.jsonl", lines)
+    for name, arm in ARM_OF.items():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = lam_from_bert(str(tiny_bert), output_gate_rank=8, two_way_chunk=64)
+            model = model if name == FULL else without(model, name)
+            save_file(model.layers.state_dict(), runs / f"{arm.replace(' ', '-')}-{seed}.safetensors")
+
+    def score(model=lam_folder):
+        return score_runs(runs, str(model), Data(data_folder), tmp_path / "out", base=str(tiny_bert), settings=SMALL)
+
+    numbers = json.loads(score().read_text())["numbers"]
+    assert [row["ablation"] for row in numbers["rows"]] == list(ARM_OF)
+    assert numbers["rows"][0]["stsb_dev_difference"] == 0
+    assert (numbers["steps"], numbers["tokens"]) == (5, 320)
+    with pytest.raises(ValueError, match="is no LAM"):
+        score(tiny_bert)
+    write_lines(runs / "results.jsonl", lines[:1])
+    with pytest.raises(ValueError, match=r"At least two seeds .* has \[0\]"):
+        score()
+    strange = {"strange": torch.zeros(1), "0.memory.gate_proj.weight": torch.zeros(64, 8)}
+    save_file(strange, runs / "slow64-0.safetensors")
+    with pytest.raises(ValueError, match="parameters that no LAM has: strange"):
+        trained_model(runs, str(tiny_bert), FULL, 0)

@@ -26,6 +26,7 @@ def text():
     return HANDBOOK.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_long_nodes_of_the_handbook_are_found_as_the_model_finds_them(embeddings, encoder, rank, text):
     index = llama_index_long_nodes.build_index(embeddings, text)
     nodes = [node.get_content() for node in index.docstore.docs.values()]

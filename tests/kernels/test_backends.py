@@ -174,7 +174,7 @@ def test_a_model_on_cuda_takes_fla_and_agrees_with_the_cpu(make_model, ids):
     assert_close_rms("hidden states", hidden(model, ids.cuda()).cpu(), want, 5e-3)
 
 
-@pytest.mark.parametrize("time", [21, 70])
+@pytest.mark.parametrize("time", [21, pytest.param(70, marks=pytest.mark.slow)])
 def test_the_torch_path_compiles_without_a_graph_break(make_model, time):
     """Fixed shapes, inference and training."""
     memory = make_model().layers[0].memory

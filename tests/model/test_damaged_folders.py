@@ -98,6 +98,7 @@ def test_a_wrong_number_of_layers_is_refused(folder, layers):
         assert "num_hidden_layers" in message and str(layers) in message
 
 
+@pytest.mark.slow
 def test_a_huge_number_of_layers_is_refused_before_anything_is_built(folder):
     change_config(folder, num_hidden_layers=10**9)
     ended = run_in_child(load_and_inspect, str(folder))

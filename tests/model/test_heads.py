@@ -173,6 +173,7 @@ for place in sys.argv[1].split(","):
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_every_head_from_every_folder(folder, tokenizer, tmp_path):
     model = LAMForSequenceClassification.from_pretrained(folder)
     model.save_pretrained(tmp_path / "classifier")

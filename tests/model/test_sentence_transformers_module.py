@@ -249,6 +249,7 @@ def test_a_prompt_is_left_out_of_the_pooling_when_asked(folders, pooling, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where memory is counted in pages of 4 KB")
+@pytest.mark.slow
 def test_one_long_text_in_a_batch_does_not_fill_the_memory_with_padding(folders):
     """Ids of 400 texts, one of them of 120,000 tokens: 48 million places, 0.77 GB if they were written."""
     code = """
@@ -340,7 +341,7 @@ def as_a_stranger(folder, texts, tmp_path):
     return np.load(out)
 
 
-@pytest.mark.parametrize("door", ["remote code", "package"])
+@pytest.mark.parametrize("door", ["remote code", pytest.param("package", marks=pytest.mark.slow)])
 def test_saved_again_it_loads_as_a_stranger(folders, encoder, door, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize

@@ -161,7 +161,7 @@ def check_stop(process, load):
     assert "Traceback" not in process.text()
 
 
-@pytest.mark.parametrize("keep_alive", [True, False])
+@pytest.mark.parametrize("keep_alive", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_signal_to_stop_loses_no_request(start, texts, want, keep_alive):
     process = start()
     check_stop(process, Load(process.url, texts, want, keep_alive=keep_alive))

@@ -71,6 +71,7 @@ def small_recipe(tiny_bert, tmp_path):
     return tmp_path / "whole.yaml"
 
 
+@pytest.mark.slow
 def test_a_stage_may_make_a_teacher_for_a_later_one(lam, small_recipe, data, tmp_path, tiny_bert):
     content = yaml.safe_load(small_recipe.read_text())
     tune = {"train_everything": True, "frozen": ["embeddings.", "encoder.layer.0."], "retention_texts": 0}

@@ -416,6 +416,7 @@ weights = sum(p.detach().double().sum().item() for p in run.parameters)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_train_one_model(tiny_bert, tokenizer, table, dev_file, wide_teacher, tmp_path):
     torch.manual_seed(0)
     lam_from_bert(tiny_bert, output_gate_rank=8).save_pretrained(tmp_path / "student")

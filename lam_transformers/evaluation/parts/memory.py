@@ -101,8 +101,8 @@ def conversation_files(folder: Path | None) -> list[Path]:
     Raises:
         MissingData: if there are none.
     """
-    place = None if folder is None else folder / "memory"
-    files = sorted(path for path in place.glob("*") if path.name.endswith((*ENDINGS, ".txt"))) if place is not None else []
+    names = () if folder is None else (folder / "memory").glob("*")
+    files = sorted(path for path in names if path.name.endswith((*ENDINGS, ".txt")))
     if not files:
         raise MissingData(
             "conversations with questions",

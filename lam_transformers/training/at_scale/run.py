@@ -95,8 +95,7 @@ class MixedRun:
         self.student = Student(self.model, settings.two_way, settings.chunk, compiled=compiled).to(self.device)
         if compiled:
             self._warm_up()
-        teacher = load_teacher(base, self.device)
-        teacher.model.bfloat16() if self.device.type == "cuda" else teacher.model.float()
+        teacher = load_teacher(base, self.device, half=True)
         self.targets = Targets(TeacherData(teachers, self.pool), settings.alpha)
         self.dev = DevScores(data / "dev.npz", self.pool.special, self.device)
         reader = Reader(self.student, self.pool, settings)

@@ -44,10 +44,8 @@ def write_teachers(
     """
     out.mkdir(parents=True, exist_ok=True)
     pool = Pool(data, device, limit)
-    base_teacher = load_teacher(base, device)
-    base_teacher.model.bfloat16()
-    large_teacher = load_teacher(large, device, pool_base=base)
-    large_teacher.model.bfloat16()
+    base_teacher = load_teacher(base, device, half=True)
+    large_teacher = load_teacher(large, device, pool_base=base, half=True)
     base_embeddings = embed(base_teacher, pool.texts, base_teacher.width)
     large_embeddings = embed(large_teacher, pool.texts, large_teacher.width)
     torch.save(base_embeddings.cpu(), out / "base.pt")
