@@ -5,6 +5,7 @@ ended. The child kills itself at its `statement`-th statement, or is killed afte
 loaded once for all of them.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -79,6 +80,16 @@ def watch(limit: int) -> None:
         return connection
 
     SQLiteStore._connect = watched
+    with contextlib.suppress(ImportError):
+        import psycopg
+
+        execute = psycopg.Connection.execute
+
+        def counted_first(self, query, *arguments, **options):
+            counted(query)
+            return execute(self, query, *arguments, **options)
+
+        psycopg.Connection.execute = counted_first
 
 
 def work(order: dict, model) -> None:

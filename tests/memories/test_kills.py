@@ -79,25 +79,43 @@ def is_in(seen, allowed):
     )
 
 
-def check_kills(killer, folder, operation, model, kills, timed, monkeypatch):
+class Files:
+    """Memories in SQLite files of a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def new(self, name):
+        """The place of an empty memory."""
+        return self.folder / f"{name}.db"
+
+    def copy(self, place, name):
+        """A copy of a memory that nobody has open."""
+        return shutil.copyfile(place, self.new(name))
+
+    def was_migrated(self, place):
+        """Whether a migration left a copy of what was there before."""
+        return Path(f"{place}.schema-{store.SCHEMA_VERSION - 1}").exists()
+
+    def remove(self, place):
+        for path in self.folder.glob(f"{place.name}*"):
+            path.unlink()
+
+
+def check_kills(killer, places, operation, model, kills, timed, monkeypatch):
     """Kills an operation at `kills` statements and after `timed` random times, and does it again each time."""
     order = random.Random(operation)
-    prepared = folder / "prepared.db"
+    prepared = places.new("prepared")
     child.prepare(str(prepared), model)
     with Memory(prepared, model=model) as memory:
         before = contents(memory)
     if operation == "migrate":
         monkeypatch.setattr(store, "MIGRATIONS", {store.SCHEMA_VERSION: child.LATER})
         monkeypatch.setattr(store, "SCHEMA_VERSION", store.SCHEMA_VERSION + 1)
-
-    def copy(name):
-        return shutil.copyfile(prepared, folder / name)
-
-    whole = copy("whole.db")
+    whole = places.copy(prepared, "whole")
     ended = killer.run(whole, operation)
     assert ended["code"] == 0
-    migrated = (folder / f"whole.db.schema-{store.SCHEMA_VERSION - 1}").exists()
-    assert migrated == (operation == "migrate")
+    assert places.was_migrated(whole) == (operation == "migrate")
     with Memory(whole, model=model) as memory:
         after = contents(memory)
         rows = memory.stats()["versions"]
@@ -105,7 +123,7 @@ def check_kills(killer, folder, operation, model, kills, timed, monkeypatch):
     points = [(point, None) for point in order.sample(statements, min(kills, len(statements)))]
     points += [(0, order.uniform(0, 0.1)) for _ in range(timed)]
     for number, (statement, seconds) in enumerate(points):
-        place = copy(f"{number}.db")
+        place = places.copy(prepared, f"killed{number}")
         killed = killer.run(place, operation, statement, seconds)
         assert killed["code"] == -signal.SIGKILL or seconds is not None
         with Memory(place, model=model, now=lambda: 1_800_000_100.0) as memory:
@@ -117,19 +135,18 @@ def check_kills(killer, folder, operation, model, kills, timed, monkeypatch):
             assert is_in(contents(memory), (after,))
             assert memory.stats()["versions"] == rows
             assert memory.verify() == []
-        for path in folder.glob(f"{number}.db*"):
-            path.unlink()
+        places.remove(place)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_anywhere_and_done_again(killer, tmp_path, operation, monkeypatch):
-    check_kills(killer, tmp_path, operation, None, kills=5, timed=0, monkeypatch=monkeypatch)
+    check_kills(killer, Files(tmp_path), operation, None, kills=5, timed=0, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_at_fifty_points(killer, tmp_path, operation, monkeypatch):
-    check_kills(killer, tmp_path, operation, None, kills=50, timed=20, monkeypatch=monkeypatch)
+    check_kills(killer, Files(tmp_path), operation, None, kills=50, timed=20, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
@@ -137,7 +154,7 @@ def test_killed_at_fifty_points(killer, tmp_path, operation, monkeypatch):
 def test_killed_with_a_model(tmp_path, operation, tiny_encoder_folder, tiny_encoder, monkeypatch):
     killer = Killer(tiny_encoder_folder)
     try:
-        check_kills(killer, tmp_path, operation, tiny_encoder, kills=25, timed=10, monkeypatch=monkeypatch)
+        check_kills(killer, Files(tmp_path), operation, tiny_encoder, kills=25, timed=10, monkeypatch=monkeypatch)
     finally:
         killer.close()
 

