@@ -135,6 +135,23 @@ def memory_layer(
     return done
 
 
+def linear(module: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """A linear layer by oneDNN instead of the BLAS that torch takes, where that is faster (`native.product`).
+
+    Args:
+        module: the `nn.Linear`.
+        x: [B, T, in_features].
+
+    Returns:
+        [B, T, out_features] float32; or None if torch should run it: where `finish_layer` would not run, too.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or requested() not in ("auto", "native"):
+        return None
+    if torch.is_autocast_enabled("cpu") or why_recorded() or native.product() is None:
+        return None
+    return native.linear(module, x) if native.can_multiply(module, x) else None
+
+
 def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
     """The rest of a layer after its memory: x' = LayerNorm(x + y), then LayerNorm(x' + feed_forward(x')).
 

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -462,6 +463,49 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
     return [x.reshape(p.shape).to(p.dtype) for x, p in zip(gradients, parameters, strict=True)]
 
 
+@functools.cache
+def product() -> Callable[..., torch.Tensor] | None:
+    """x W' + b of x [T, D], W [E, D] and b [E] or None, float32, by oneDNN; None: torch's own is to be taken.
+
+    torch multiplies float32 with MKL, which on processors with AVX2 alone takes 1.2 times as long for the products of a
+    layer (docs/DECISIONS.md); with AVX-512 nothing was measured. oneDNN is called by the operator that torch's own
+    compiler uses, which is not part of torch's interface: whether it is there and right is seen here, once.
+    """
+    loaded = library()
+    if loaded is None or loaded.variant != "avx2":
+        return None
+    try:
+        operator = torch.ops.mkldnn._linear_pointwise
+
+        def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            return operator(x, weight, bias, "none", [], "")
+
+        with torch.no_grad():
+            x, weight, bias = torch.eye(3, 5), torch.arange(35.0).view(7, 5), torch.arange(7.0)
+            same = torch.equal(multiply(x, weight, bias), F.linear(x, weight, bias))
+            return multiply if same and torch.equal(multiply(x, weight), F.linear(x, weight)) else None
+    except (AttributeError, RuntimeError, TypeError):  # another torch, or one without oneDNN
+        return None
+
+
+def can_multiply(module: Any, x: torch.Tensor) -> bool:
+    """Whether `linear` gives what this module would: a plain nn.Linear without hooks, in float32 on the CPU."""
+    if type(module) is not nn.Linear or not _untouched(module) or x.ndim != 3 or not x.numel():
+        return False
+    own = module._parameters
+    numbers = [p for p in (own.get("weight"), own.get("bias"), x) if p is not None]
+    if own.get("weight") is None or not all(is_plain(p) and p.dtype == torch.float32 for p in numbers):
+        return False
+    return numbers[0].ndim == 2 and numbers[0].shape[1] == x.shape[2]
+
+
+def linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """As `kernels.linear`, oneDNN and nothing else."""
+    multiply = product()
+    assert multiply is not None
+    return multiply(x.flatten(0, 1).contiguous(), module.weight, module.bias).view(*x.shape[:2], -1)
+
+
 def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
     modules = layer._modules
@@ -489,7 +533,8 @@ def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     rows = x.flatten(0, 1).contiguous()
     y = y.flatten(0, 1).contiguous()
     rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
-    y = F.linear(gelu_(F.linear(rows, first.weight), first.bias), second.weight)
+    multiply = product() or F.linear
+    y = multiply(gelu_(multiply(rows, first.weight), first.bias), second.weight)
     return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
 
 

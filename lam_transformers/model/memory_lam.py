@@ -132,7 +132,8 @@ class LAMMemory(nn.Module):
             memory: [B, H, 2, K, V] before the first token, in mode space; None for texts that begin here.
             conv: [B, kernel - 1, 3 D], the convolution's inputs before the first token, or None.
         """
-        projected = self.in_proj(x)
+        done = None if kernels is None else kernels.linear(self.in_proj, x)
+        projected = self.in_proj(x) if done is None else done
         if not isinstance(texts, PaddedTexts):
             return self.after_projection(projected, texts, memory, conv)
         projected = texts.to_left(projected)

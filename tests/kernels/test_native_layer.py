@@ -1,5 +1,7 @@
 """The rest of a layer after its memory in the native kernel: bias and GELU, LayerNorm of a sum; and when it runs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -252,3 +254,76 @@ def test_compiled_it_runs_in_torch(layer):
     with torch.no_grad():
         finish = torch.compile(kernels.finish_layer, backend="eager", fullgraph=True)
         assert finish(layer, x, y) is None
+
+
+@pytest.fixture
+def product(monkeypatch):
+    """oneDNN's product, whatever the processor."""
+    cached = native.product
+    monkeypatch.setattr(native.library(), "variant", "avx2")
+    cached.cache_clear()
+    yield cached() or pytest.skip("this torch has no oneDNN")
+    cached.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 33, 500])
+@pytest.mark.parametrize("width, out", [(384, 1244), (384, 1536), (1536, 384), (5, 7)])
+def test_products_are_torchs(product, rows, width, out):
+    x, weight, bias = random(rows, width), random(out, width, seed=1), random(out, seed=2)
+    for b in (None, bias):
+        want = F.linear(x.double(), weight.double(), None if b is None else b.double())
+        assert_close_rms("product", product(x, weight, b), want, 1e-6)
+    bad = x.clone()
+    bad[0, 0] = float("nan")
+    got = product(bad, weight, None)
+    assert got[0].isnan().all()
+    assert torch.equal(got[1:], product(x, weight, None)[1:])
+
+
+def test_a_model_multiplies_with_onednn(product, make_model, ids, monkeypatch):
+    model = make_model()
+    with kernels.use_backend("torch"):
+        want = hidden(model, ids)
+    calls = []
+    monkeypatch.setattr(native, "linear", lambda module, x, f=native.linear: calls.append(module) or f(module, x))
+    got = hidden(model, ids)
+    assert calls == [layer.memory.in_proj for layer in model.layers]
+    assert_close_rms("hidden states", got, want, 1e-5)
+
+
+def test_where_products_stay_torchs(product, layer, monkeypatch):
+    module = layer.memory.in_proj
+    x = random(2, 5, 64)
+    with torch.no_grad():
+        want = kernels.linear(module, x)
+        assert_close_rms("projected", want, module(x), 1e-6)
+        assert torch.equal(kernels.linear(module, x.transpose(0, 1).contiguous().transpose(0, 1)), want)
+        assert kernels.linear(module, x[:, :0]) is None
+        assert kernels.linear(module, x.double()) is None
+        assert kernels.linear(module, x[..., :63]) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kernels.linear(module, x) is None
+        with kernels.use_backend("torch"):
+            assert kernels.linear(module, x) is None
+        handle = module.register_forward_hook(lambda *_: None)
+        assert kernels.linear(module, x) is None
+        handle.remove()
+        assert kernels.linear(nn.Linear(64, 8).bfloat16(), x) is None
+        monkeypatch.setattr(native, "product", lambda: None)
+        assert kernels.linear(module, x) is None
+        assert torch.isfinite(kernels.finish_layer(layer, x, x)).all()
+    assert kernels.linear(module, x) is None  # gradients may be asked for
+
+
+def test_a_product_that_is_missing_or_wrong_is_not_taken(product, monkeypatch):
+    def refuses(*_):
+        raise NotImplementedError
+
+    operators = SimpleNamespace()
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+    native.product.cache_clear()
+    assert native.product() is None
+    for wrong in (refuses, lambda x, *_: x, lambda x, weight: x @ weight.t()):
+        operators._linear_pointwise = wrong
+        native.product.cache_clear()
+        assert native.product() is None
