@@ -22,6 +22,8 @@ ABI = 2
 # A chunk of two-way reading holds a multiple of the GROUP tokens of the kernel; backward keeps the states of all of it.
 GROUP = 16
 MAX_CHUNK = 256
+# Rows of a product from which on oneDNN is faster.
+MANY_ROWS = 256
 _VARIANTS = ("avx512", "avx2", "plain")
 
 
@@ -470,6 +472,7 @@ def product() -> Callable[..., torch.Tensor] | None:
     torch multiplies float32 with MKL, which on processors with AVX2 alone takes 1.2 times as long for the products of a
     layer (docs/DECISIONS.md); with AVX-512 nothing was measured. oneDNN is called by the operator that torch's own
     compiler uses, which is not part of torch's interface: whether it is there and right is seen here, once.
+    It packs the weights in each call, which pays from `MANY_ROWS` on.
     """
     loaded = library()
     if loaded is None or loaded.variant != "avx2":
@@ -489,8 +492,8 @@ def product() -> Callable[..., torch.Tensor] | None:
 
 
 def can_multiply(module: Any, x: torch.Tensor) -> bool:
-    """Whether `linear` gives what this module would: a plain nn.Linear without hooks, in float32 on the CPU."""
-    if type(module) is not nn.Linear or not _untouched(module) or x.ndim != 3 or not x.numel():
+    """Whether `linear` gives what this module would, and sooner: a plain nn.Linear, float32, many rows."""
+    if type(module) is not nn.Linear or not _untouched(module) or x.ndim != 3 or x.shape[:2].numel() < MANY_ROWS:
         return False
     own = module._parameters
     numbers = [p for p in (own.get("weight"), own.get("bias"), x) if p is not None]
@@ -533,7 +536,7 @@ def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     rows = x.flatten(0, 1).contiguous()
     y = y.flatten(0, 1).contiguous()
     rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
-    multiply = product() or F.linear
+    multiply = (product() if len(rows) >= MANY_ROWS else None) or F.linear
     y = multiply(gelu_(multiply(rows, first.weight), first.bias), second.weight)
     return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
 
