@@ -1,7 +1,7 @@
 """How fast a memory is written, opened and searched.
 
     python benchmarks/memory_speed.py --text utterances.jsonl.gz [--turns 2000] [--size 30000]
-        [--place memory.db | --place postgresql://... | --postgres]
+        [--place memory.db | --place postgresql://... | --postgres] [--out results.json]
 
 Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
 first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lam_transformers.io.files import read_records
+from lam_transformers.io.results import write_result
 from lam_transformers.memories import Memory
 from lam_transformers.memories.records import Scope
 from lam_transformers.memories.rows import Computed, Version
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--model", default="LAM-base-v1")
     parser.add_argument("--alone", action="store_true", help="without carried vectors")
+    parser.add_argument("--out", type=Path, help="a file for the numbers")
     options = parser.parse_args()
     words = (record["text"] for record in read_records(options.text))
     texts = [" ".join(part) for part in zip(*[words] * 3, strict=False)][: options.size]
@@ -61,8 +63,11 @@ def main() -> None:
     memory = Memory(place, model=options.model, carried=not options.alone)
     memory.add("warm", user_id="other")
 
+    numbers: dict[str, float | str] = {}
+
     def tell(name: str, value: float | str) -> None:
-        print(json.dumps({name: value if isinstance(value, str) else round(value, 4)}), flush=True)
+        numbers[name] = value if isinstance(value, str) else round(float(value), 4)
+        print(json.dumps({name: numbers[name]}), flush=True)
 
     some = texts[: options.turns]
     tell("store", type(memory.store).__name__)
@@ -91,6 +96,8 @@ def main() -> None:
     tell("writing to all of it, tokens/s", writing_speed(memory, some, "last"))
     tell("plain encode at the end, tokens/s", encoding_speed(memory, some))
     memory.close()
+    if options.out:
+        write_result(options.out, numbers)
 
 
 def question_speed(memory: Memory) -> float:
