@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from .engine import Engine
 from .index import Partition
@@ -102,14 +103,23 @@ class _View:
         if not len(self.first) or len(asked) != self.dimension:
             return
         if self.mixed is not None:
-            self.alone = self.best = self.mixed @ asked
+            self.alone = self.best = _cosines(self.mixed, asked)
             return
-        cosines = self.vectors @ asked
+        cosines = _cosines(self.vectors, asked)
         plain = len(cosines) == len(self.first)  # no text has passages
         self.alone = cosines if plain else cosines[self.first]
         self.best = cosines if plain else np.maximum.reduceat(cosines, self.first)
         if self.carried_vectors is not None:
-            self.carried = self.carried_vectors @ asked
+            self.carried = _cosines(self.carried_vectors, asked)
+
+
+def _cosines(vectors: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The products [N] of vectors [N, D] with one [D], float32.
+
+    By torch, whose threads have just made `asked` and still hold the cores: NumPy's own would compete with them, and a
+    search of 30,000 texts took 56 to 85 ms instead of 38 (two cores).
+    """
+    return torch.mv(torch.from_numpy(vectors), torch.from_numpy(np.array(asked, np.float32))).numpy()
 
 
 @dataclass(frozen=True)
