@@ -19,7 +19,7 @@ TESTS ?= tests/test_compatibility.py tests/test_registration.py tests/test_relea
 # Only torch keeps its version there, so that a CPU build stays one; TORCH= takes the newest, or the lowest, of it too.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test docs notebooks test-all test-serving test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility \
+.PHONY: quickstart test types docs notebooks test-all test-serving test-frameworks $(FRAMEWORKS:%=test-%) $(ENDS:%=test-%) compatibility \
 	lint format clean
 
 quickstart: $(VENV)/.runtime
@@ -29,9 +29,11 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
+	$(MAKE) --no-print-directory -j2 types docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
-	$(MKDOCS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 # The pages of docs/ and the API reference, in build/site; needs no network.
 docs: $(VENV)/.dev
