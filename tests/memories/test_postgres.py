@@ -39,19 +39,16 @@ class Databases:
         with psycopg.connect(self.server.get_uri(), autocommit=True) as connection:
             connection.execute(statement)
 
-    def new(self, name):
-        """The place of an empty memory."""
+    def new(self, name, template="template1"):
+        """The place of an empty memory, or of a copy of the database `template`."""
         name = f"{name}_{uuid.uuid4().hex}"
-        self.run(f"CREATE DATABASE {name}")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         head, _, tail = self.server.get_uri().partition("/postgres?")
         return f"{head}/{name}?{tail}"
 
     def copy(self, place, name):
         """A copy of a memory that nobody has open."""
-        copied = self.new(name)
-        self.remove(copied)
-        self.run(f"CREATE DATABASE {name_of(copied)} TEMPLATE {name_of(place)}")
-        return copied
+        return self.new(name, template=name_of(place))
 
     def was_migrated(self, place):
         """Whether a migration left a copy of what was there before."""
@@ -103,11 +100,7 @@ def test_deleting_leaves_nothing_in_the_tables(place):
         assert memory.verify() == []
 
 
-@pytest.fixture(scope="module")
-def killer():
-    killer = test_kills.Killer()
-    yield killer
-    killer.close()
+killer = test_kills.killer
 
 
 @pytest.mark.parametrize("operation", ["messages", "rebuild", "migrate"])
