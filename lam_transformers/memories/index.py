@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .ranking import carried_shares
 from .records import KINDS
 from .store import Store, Transaction
 from .words import ENTRY, WordIndex
@@ -54,7 +55,7 @@ class Partition:
         self._carried = np.zeros((0, self.dimension), np.float32)
         self._has_carried = False
         self._mixed = np.zeros((0, self.dimension), np.float32)
-        self._mixed_share = 0.0
+        self._mixed_carried = 0.0
         self._mixed_rows = 0
         self._names = {"": 0}
         self._place: dict[int, int] = {}
@@ -74,27 +75,28 @@ class Partition:
         """[memories, D] float32 carried vectors, None if there are none at all."""
         return self._carried[: len(self.ids)] if self._has_carried else None
 
-    def mixed(self, share: float) -> np.ndarray:
-        """[memories, D] float32: the vectors of the texts alone, mixed with `share` of their carried ones.
+    def mixed(self, carried: float) -> np.ndarray:
+        """[memories, D] float32: the vectors of the texts alone, mixed with their carried ones as `Ranking` says.
 
         Its product with a question's vector is the mix of both cosines, for half of the reading. It is kept for the
-        share that was asked for last.
+        `Ranking.carried` that was asked for last.
         """
         if not self._has_carried:
-            share = 0.0
+            carried = 0.0
             if self._rows == len(self.ids):  # no text has passages
                 return self.vectors
-        if share != self._mixed_share:
-            self._mixed_share = share
+        if carried != self._mixed_carried:
+            self._mixed_carried = carried
             self._mixed_rows = 0
             self._mixed = np.zeros((0, self.dimension), np.float32)
         new = slice(self._mixed_rows, len(self.ids))
         if self._mixed_rows < len(self.ids):
             self._mixed = _grown(self._mixed, self._mixed_rows, len(self.ids))
             self._mixed[new] = self.vectors[self.first[new]]
-            if self._has_carried:
-                self._mixed[new] *= 1 - share
-                self._mixed[new] += share * self._carried[new]
+            if carried:
+                shares = carried_shares(carried, self.words.lengths[new])[:, None]
+                self._mixed[new] *= 1 - shares
+                self._mixed[new] += shares * self._carried[new]
             self._mixed_rows = len(self.ids)
         return self._mixed[: len(self.ids)]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SHORT = 64  # words at which a text's carried share is halfway between that of a short and of a long text
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -16,7 +18,8 @@ class Ranking:
     Attributes:
         words: weight of BM25, 0 to 1; the vectors have the rest.
         passages: let the best passage of a long text speak for it, where that is nearer than the whole.
-        carried: share of the carried vectors in the cosine, where they were stored.
+        carried: share of the carried vector in the cosine of a long text, where one was stored; of a short one up to
+            twice as much (`carried_shares`).
         personal: what a memory of the user gains over a shared one at most; half of it for one of the assistant.
         said: what a user's own turn gains over an assistant's.
         duplicates: cosine from which on two results of one user are shown as one if they also say the same in the same
@@ -72,7 +75,8 @@ def scores(signals: Signals, ranking: Ranking) -> tuple[np.ndarray, dict[str, np
     if signals.alone is not None and signals.passage is not None:
         cosines = signals.passage if ranking.passages else signals.alone
         if ranking.carried and signals.carried is not None:
-            cosines = (1 - ranking.carried) * cosines + ranking.carried * signals.carried
+            shares = carried_shares(ranking.carried, signals.lengths)
+            cosines = (1 - shares) * cosines + shares * signals.carried
         vectors = scaled(cosines)
         weight = ranking.words
     parts = {
@@ -82,6 +86,15 @@ def scores(signals: Signals, ranking: Ranking) -> tuple[np.ndarray, dict[str, np
         "said": ranking.said * signals.said,
     }
     return sum(parts.values(), np.zeros_like(words)), parts
+
+
+def carried_shares(carried: float, lengths: np.ndarray) -> np.ndarray:
+    """The shares [texts] of the carried vectors, 0 to 1, in the cosines of texts of so many words [texts].
+
+    A short turn says little without what was said before it, a long one speaks for itself: from twice `carried`, at
+    most 1, for no words to `carried` for many.
+    """
+    return np.minimum(carried * (1 + SHORT / (SHORT + lengths)), 1.0).astype(np.float32)
 
 
 def scaled(values: np.ndarray, lowest: float | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lam_transformers.memories import Ranking
-from lam_transformers.memories.ranking import Signals, scaled, scores
+from lam_transformers.memories.ranking import Signals, carried_shares, scaled, scores
 from lam_transformers.memories.words import K1, B, WordIndex, bm25, count_words, split_words
 
 WORDS = st.lists(st.sampled_from(["dog", "cat", "river", "oslo", "sings", "red"]), min_size=1, max_size=8).map(" ".join)
@@ -74,3 +74,11 @@ def test_the_parts_of_a_score_add_up_and_are_bounded():
     assert 0 <= (parts["vectors"] + parts["words"]).min() <= (parts["vectors"] + parts["words"]).max() <= 1.000001
     assert np.array_equal(scaled(np.full(3, 2.0)), np.zeros(3))
     assert len(scaled(np.zeros(0))) == 0
+
+
+def test_short_turns_are_judged_in_the_light_of_their_conversation():
+    lengths = np.array([0, 64, 10**9])
+    assert np.allclose(carried_shares(0.5, lengths), [1.0, 0.75, 0.5])
+    assert np.allclose(carried_shares(0.25, lengths), [0.5, 0.375, 0.25])
+    assert np.array_equal(carried_shares(1.0, lengths), np.ones(3))
+    assert np.array_equal(carried_shares(0.0, lengths), np.zeros(3))
