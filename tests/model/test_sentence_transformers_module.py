@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lam_transformers.checkpoints.export import SHIPPED_CODE, export_model
+from lam_transformers.model import sentence_transformers_module as module
 from lam_transformers.model.sentence_transformers_module import LAMTransformer
 
 WORDS = "the dog plays in house and reads a book quickly old river water red [SEP] , .".split()  # noqa: SIM905
@@ -246,6 +247,21 @@ def test_a_prompt_is_left_out_of_the_pooling_when_asked(folders, pooling, tmp_pa
     assert close(again.encode(texts, prompt=prompt), want, 1e-5)
     encoder.max_seq_length = 4  # nothing but the prompt is left: the closing token stands for the text
     assert np.isfinite(encoder.encode(texts, prompt=prompt)).all()
+
+
+@pytest.mark.parametrize("pad", [0, 7])
+def test_a_wide_batch_holds_the_same_in_small_types(monkeypatch, pad):
+    rows = [[2, 5, 3], [2, 3], [2, 5, 6, 3]]
+    usual = module.padded(rows, pad)
+    assert module.packed(usual | {"attention_mask": None})[1] == [4, 4, 4]
+    monkeypatch.setattr(module, "WIDE", 3)
+    wide = module.padded(rows, pad)
+    assert (wide["input_ids"].dtype, wide["attention_mask"].dtype) == (torch.int32, torch.bool)
+    for name, values in wide.items():
+        assert torch.equal(values.long(), usual[name])
+    ids, lengths = module.packed(wide)
+    assert ids.tolist() == [token for row in rows for token in row]
+    assert lengths == [3, 2, 4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where memory is counted in pages of 4 KB")

@@ -18,6 +18,10 @@ from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 from lam_transformers import LAMModel
 from lam_transformers.encoding.encoder import LAMEncoder
 from lam_transformers.evaluation.research.ablation import ABLATIONS
+from lam_transformers.training.at_scale import compare
+from lam_transformers.training.at_scale import pool as at_scale_pool
+from lam_transformers.training.at_scale import run as at_scale_run
+from lam_transformers.training.at_scale import teachers as at_scale_teachers
 from lam_transformers.training.at_scale.compare import ARMS, CompareSettings, Comparison
 from lam_transformers.training.at_scale.cross_encoder import CrossEncoderSettings
 from lam_transformers.training.at_scale.memory_rule import memory_rule, one_way_rule, two_way_rule
@@ -354,6 +358,44 @@ def test_a_comparison_measures_every_variant(pool, base, tmp_path):
     trained = load_file(tmp_path / "without-decay-0.safetensors")
     rows = ABLATIONS["decay"].rows(comparison._student(ARMS["slow64"]).model.layers[0].memory)
     assert (trained["0.memory.in_proj.weight"][rows] == 0).all()
+
+
+def test_the_command_of_a_comparison_writes_a_line_for_each_run(pool, base, tmp_path):
+    sizes = ["--steps", "1", "--budget", "256", "--device", "cpu"]
+    places = ["--data", str(pool), "--out", str(tmp_path / "runs"), "--base", base]
+    compare.main([*places, *sizes, "--arms", "causal", "slow64", "--seeds", "3", "4"])
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "results.jsonl").read_text().splitlines()]
+    assert [(line["arm"], line["seed"]) for line in lines] == [
+        ("causal", 3), ("slow64", 3), ("causal", 4), ("slow64", 4)
+    ]  # fmt: skip
+    assert all(line["steps"] == 1 for line in lines)
+
+
+def test_the_commands_hand_their_options_on(monkeypatch):
+    given = {}
+
+    def recorded(name):
+        def record(*arguments):
+            given[name] = arguments
+            return lambda: None
+
+        return record
+
+    monkeypatch.setattr(at_scale_pool, "build_pool", recorded("pool"))
+    monkeypatch.setattr(at_scale_teachers, "write_teachers", recorded("teachers"))
+    monkeypatch.setattr(at_scale_run, "MixedRun", recorded("run"))
+    at_scale_pool.main(["--data", "texts", "--out", "made", "--seed", "5"])
+    assert given["pool"] == (Path("texts"), Path("made"), "all-MiniLM-L6-v2", PoolSettings(seed=5))
+    at_scale_teachers.main(["--data", "made", "--out", "said", "--near-pairs", "7", "--device", "cpu"])
+    settings = CrossEncoderSettings(near_pairs=7)
+    assert given["teachers"][:2] == (Path("made"), Path("said"))
+    assert given["teachers"][4:] == (settings, torch.device("cpu"), None)
+    places = ["--data", "made", "--teachers", "said", "--out", "runs", "--device", "cpu"]
+    at_scale_run.main([*places, "--steps", "9", "--marks", "0.5", "--two-way", "none"])
+    assert given["run"][0] == RunSettings(steps=9, marks=(0.5,), two_way="none")
+    at_scale_run.main([*places, "--start", "LAM-base-v1"])
+    assert given["run"][0] == next_run(start="LAM-base-v1")
+    assert given["run"][1:] == (Path("made"), Path("said"), Path("runs"), "all-MiniLM-L6-v2", "cpu", False, None)
 
 
 def test_settings_that_cannot_be_are_refused():
