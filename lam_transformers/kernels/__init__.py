@@ -145,11 +145,14 @@ def linear(module: Any, x: torch.Tensor) -> torch.Tensor | None:
     Returns:
         [B, T, out_features] float32; or None if torch should run it: where `finish_layer` would not run, too.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or requested() not in ("auto", "native"):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.ndim != 3:
         return None
-    if torch.is_autocast_enabled("cpu") or why_recorded() or native.product() is None:
+    multiply = native.product(x.shape[0] * x.shape[1])
+    if multiply is None or requested() not in ("auto", "native") or torch.is_autocast_enabled("cpu") or why_recorded():
         return None
-    return native.linear(module, x) if native.can_multiply(module, x) else None
+    if not native.can_multiply(module, x):
+        return None
+    return multiply(x.flatten(0, 1).contiguous(), module.weight, module.bias).view(*x.shape[:2], -1)
 
 
 def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:

@@ -465,14 +465,22 @@ def _unpack(gradient: torch.Tensor, parameters) -> list[torch.Tensor]:
     return [x.reshape(p.shape).to(p.dtype) for x, p in zip(gradients, parameters, strict=True)]
 
 
-@functools.cache
-def product() -> Callable[..., torch.Tensor] | None:
-    """x W' + b of x [T, D], W [E, D] and b [E] or None, float32, by oneDNN; None: torch's own is to be taken.
+def product(rows: int) -> Callable[..., torch.Tensor] | None:
+    """x W' + b of x [rows, D], W [E, D] and b [E] or None, float32, by oneDNN; None: torch's own is to be taken.
 
     torch multiplies float32 with MKL, which on processors with AVX2 alone takes 1.2 times as long for the products of a
-    layer (docs/DECISIONS.md); with AVX-512 nothing was measured. oneDNN is called by the operator that torch's own
-    compiler uses, which is not part of torch's interface: whether it is there and right is seen here, once.
-    It packs the weights in each call, which pays from `MANY_ROWS` on.
+    layer (docs/DECISIONS.md); with AVX-512 nothing was measured. oneDNN packs the weights in each call, which pays from
+    `MANY_ROWS` on.
+    """
+    return _onednn() if rows >= MANY_ROWS else None
+
+
+@functools.cache
+def _onednn() -> Callable[..., torch.Tensor] | None:
+    """The product of `product`, or None where it is missing, wrong or no faster.
+
+    It is called by the operator that torch's own compiler uses, which is not part of torch's interface: whether it is
+    there and right is seen here, once.
     """
     loaded = library()
     if loaded is None or loaded.variant != "avx2":
@@ -492,21 +500,14 @@ def product() -> Callable[..., torch.Tensor] | None:
 
 
 def can_multiply(module: Any, x: torch.Tensor) -> bool:
-    """Whether `linear` gives what this module would, and sooner: a plain nn.Linear, float32, many rows."""
-    if type(module) is not nn.Linear or not _untouched(module) or x.ndim != 3 or x.shape[:2].numel() < MANY_ROWS:
+    """Whether `product` gives what this module would: a plain nn.Linear, float32."""
+    if type(module) is not nn.Linear or not _untouched(module):
         return False
     own = module._parameters
     numbers = [p for p in (own.get("weight"), own.get("bias"), x) if p is not None]
     if own.get("weight") is None or not all(is_plain(p) and p.dtype == torch.float32 for p in numbers):
         return False
     return numbers[0].ndim == 2 and numbers[0].shape[1] == x.shape[2]
-
-
-def linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """As `kernels.linear`, oneDNN and nothing else."""
-    multiply = product()
-    assert multiply is not None
-    return multiply(x.flatten(0, 1).contiguous(), module.weight, module.bias).view(*x.shape[:2], -1)
 
 
 def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -536,7 +537,7 @@ def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     rows = x.flatten(0, 1).contiguous()
     y = y.flatten(0, 1).contiguous()
     rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
-    multiply = (product() if len(rows) >= MANY_ROWS else None) or F.linear
+    multiply = product(len(rows)) or F.linear
     y = multiply(gelu_(multiply(rows, first.weight), first.bias), second.weight)
     return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
 

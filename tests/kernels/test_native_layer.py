@@ -259,7 +259,7 @@ def test_compiled_it_runs_in_torch(layer):
 @pytest.fixture
 def product(monkeypatch):
     """oneDNN's product, whatever the processor."""
-    cached = native.product
+    cached = native._onednn
     monkeypatch.setattr(native.library(), "variant", "avx2")
     cached.cache_clear()
     yield cached() or pytest.skip("this torch has no oneDNN")
@@ -286,7 +286,9 @@ def test_a_model_multiplies_with_onednn(product, make_model, ids, monkeypatch):
     with kernels.use_backend("torch"):
         want = hidden(model, ids)
     calls = []
-    monkeypatch.setattr(native, "linear", lambda module, x, f=native.linear: calls.append(module) or f(module, x))
+    monkeypatch.setattr(
+        native, "can_multiply", lambda module, x, f=native.can_multiply: calls.append(module) or f(module, x)
+    )
     got = hidden(model, ids)
     assert calls == [layer.memory.in_proj for layer in model.layers]
     assert_close_rms("hidden states", got, want, 1e-5)
@@ -310,7 +312,7 @@ def test_where_products_stay_torchs(product, layer, monkeypatch):
         assert kernels.linear(module, x) is None
         handle.remove()
         assert kernels.linear(nn.Linear(64, 8).bfloat16(), x) is None
-        monkeypatch.setattr(native, "product", lambda: None)
+        monkeypatch.setattr(native, "product", lambda rows: None)
         assert kernels.linear(module, x) is None
         assert torch.isfinite(kernels.finish_layer(layer, x, x)).all()
     assert kernels.linear(module, x) is None  # gradients may be asked for
@@ -322,9 +324,9 @@ def test_a_product_that_is_missing_or_wrong_is_not_taken(product, monkeypatch):
 
     operators = SimpleNamespace()
     monkeypatch.setattr(torch.ops, "mkldnn", operators)
-    native.product.cache_clear()
-    assert native.product() is None
+    native._onednn.cache_clear()
+    assert native.product(500) is None
     for wrong in (refuses, lambda x, *_: x, lambda x, weight: x @ weight.t()):
         operators._linear_pointwise = wrong
-        native.product.cache_clear()
-        assert native.product() is None
+        native._onednn.cache_clear()
+        assert native.product(500) is None
