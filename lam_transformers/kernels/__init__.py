@@ -121,8 +121,8 @@ def memory_layer(
         conv: [B, kernel - 1, 3 D] or None.
 
     Returns:
-        y [B, T, D] float32, the state and conv after the last token (None where none was given); or None if the layer
-        should run in torch.
+        y [B, T, D], float32 or, where `projected` is bfloat16 and no gradients are recorded, bfloat16; the state and
+        conv after the last token, float32 (None where none was given); or None if the layer should run in torch.
 
     Raises RuntimeError if a backend was forced that cannot run.
     """
@@ -166,8 +166,9 @@ def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor |
         y: [B, T, D], what its memory gave.
 
     Returns:
-        [B, T, D] float32; or None if torch should run it: with gradients enabled, under autocast, where anything is
-        quantised or not float32, with another activation than "gelu", where parts were replaced or carry hooks.
+        [B, T, D]; or None if torch should run it: with gradients enabled, under autocast, where anything is quantised,
+        where not all is float32 or all bfloat16, with another activation than "gelu", where parts were replaced or
+        carry hooks.
 
     Raises RuntimeError if a backend was forced that cannot run.
     """

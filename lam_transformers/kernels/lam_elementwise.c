@@ -2,31 +2,37 @@
  *
  * What lies between the matrix products of a layer after its memory: bias and GELU, and sums with their LayerNorm, each
  * in one pass over the rows. Included after lam_memory.c, whose vectors it uses. A row's result depends on that row alone.
+ * All arrays of a call are float32, or all are bfloat16; the arithmetic is float32.
  */
 
 /* Concatenated rows of `width` numbers; a piece of work is a few of them. */
 struct elementwise {
-    float *out;
-    const float *x, *y, *bias; /* y [rows][width]; bias [width] or NULL */
-    const float *weight, *shift;
+    void *out;
+    const void *x, *y, *bias; /* x, y [rows][width]; bias [width] or NULL */
+    const void *weight, *shift;
     float eps;
+    int64_t in_half; /* all of them are bfloat16, not float */
     int64_t rows, width, next, rows_of_piece;
 };
 
-/* The first `count` numbers at p, then `rest`. */
-INLINE vec load_some(const float *p, int64_t count, float rest) {
-    if (count >= LANES) return load(p);
+/* At most LANES numbers, those from the place i to before `end`, then `rest`. */
+INLINE vec load_some(const void *p, int64_t i, int64_t end, float rest, int64_t in_half) {
+    if (end - i >= LANES) return load_any(p, i, in_half);
     float x[LANES];
     store(x, splat(rest));
-    memcpy(x, p, count * sizeof *p);
+    for (int j = 0; j < end - i; j++) x[j] = number(p, i + j, in_half);
     return load(x);
 }
 
-INLINE void store_some(float *p, int64_t count, vec x) {
-    if (count >= LANES)
-        store(p, x);
-    else
-        memcpy(p, &x, count * sizeof *p);
+INLINE void store_some(void *p, int64_t i, int64_t end, vec x, int64_t in_half) {
+    if (end - i >= LANES) {
+        store_any(p, i, x, in_half);
+    } else if (in_half) {
+        halves rounded = narrow(x);
+        memcpy((half *)p + i, &rounded, (end - i) * sizeof(half));
+    } else {
+        memcpy((float *)p + i, &x, (end - i) * sizeof(float));
+    }
 }
 
 /* x Phi(x) = max(x, 0) - |x| Phi(-|x|) in place of n <= 4 vectors x, Phi the normal distribution's: within 1e-7 below 2,
@@ -49,44 +55,66 @@ INLINE void gelus(vec *x, int n) {
     EACH x[j] = clamp(x[j], 0.0f, INFINITY) - a[j] * tail[j];
 }
 
-static void gelu_row(const struct elementwise *e, int64_t row) {
-    int64_t width = e->width, c = 0;
-    const float *bias = e->bias;
-    float *x = e->out + row * width;
+INLINE void gelu_row(const struct elementwise *e, int64_t row, int64_t in_half) {
+    int64_t start = row * e->width, end = start + e->width, at = start;
     vec v[4];
-    for (; c + 4 * LANES <= width; c += 4 * LANES) {
-        for (int j = 0; j < 4; j++) v[j] = load(x + c + j * LANES) + load(bias + c + j * LANES);
+    for (; at + 4 * LANES <= end; at += 4 * LANES) {
+        for (int j = 0; j < 4; j++) {
+            int64_t place = at + j * LANES;
+            v[j] = load_any(e->x, place, in_half) + load_any(e->bias, place - start, in_half);
+        }
         gelus(v, 4);
-        for (int j = 0; j < 4; j++) store(x + c + j * LANES, v[j]);
+        for (int j = 0; j < 4; j++) store_any(e->out, at + j * LANES, v[j], in_half);
     }
-    for (; c < width; c += LANES) {
-        *v = load_some(x + c, width - c, 0) + load_some(bias + c, width - c, 0);
+    for (; at < end; at += LANES) {
+        *v = load_some(e->x, at, end, 0, in_half) + load_some(e->bias, at - start, e->width, 0, in_half);
         gelus(v, 1);
-        store_some(x + c, width - c, *v);
+        store_some(e->out, at, end, *v, in_half);
     }
 }
 
-static void norm_row(const struct elementwise *e, int64_t row) {
-    int64_t width = e->width;
-    const float *x = e->x + row * width, *y = e->y + row * width, *bias = e->bias, *weight = e->weight, *shift = e->shift;
-    float *out = e->out + row * width;
+/* x + y + bias at the place c of a row, zeros after its end. */
+INLINE vec added(const struct elementwise *e, int64_t row, int64_t c, int64_t in_half) {
+    int64_t start = row * e->width, end = start + e->width;
+    vec v = load_some(e->x, start + c, end, 0, in_half) + load_some(e->y, start + c, end, 0, in_half);
+    if (e->bias) v += load_some(e->bias, c, e->width, 0, in_half);
+    return v;
+}
+
+INLINE void norm_row(const struct elementwise *e, int64_t row, float *sums, int64_t in_half) {
+    int64_t width = e->width, start = row * width;
     vec total = splat(0), squares = splat(0);
     for (int64_t c = 0; c < width; c += LANES) {
-        vec v = load_some(x + c, width - c, 0) + load_some(y + c, width - c, 0);
-        if (bias) v += load_some(bias + c, width - c, 0);
-        store_some(out + c, width - c, v);
+        vec v = added(e, row, c, in_half);
+        store(sums + c, v);
         total += v;
     }
     float mean = sum(total) / (float)width;
     for (int64_t c = 0; c < width; c += LANES) {
-        vec v = load_some(out + c, width - c, mean) - mean;
+        vec v = load_some(sums, c, width, mean, 0) - mean;
         squares += v * v;
     }
     float scale = 1.0f / sqrtf(sum(squares) / (float)width + e->eps);
     for (int64_t c = 0; c < width; c += LANES) {
-        vec v = (load_some(out + c, width - c, 0) - mean) * scale;
-        store_some(out + c, width - c, v * load_some(weight + c, width - c, 0) + load_some(shift + c, width - c, 0));
+        vec v = (load(sums + c) - mean) * scale;
+        v = v * load_some(e->weight, c, width, 0, in_half) + load_some(e->shift, c, width, 0, in_half);
+        store_some(e->out, start + c, start + width, v, in_half);
     }
+}
+
+static void gelu_any(const struct elementwise *e, int64_t row) {
+    if (e->in_half)
+        gelu_row(e, row, 1);
+    else
+        gelu_row(e, row, 0);
+}
+
+static void norm_any(const struct elementwise *e, int64_t row) {
+    float sums[(e->width + LANES - 1) / LANES * LANES];
+    if (e->in_half)
+        norm_row(e, row, sums, 1);
+    else
+        norm_row(e, row, sums, 0);
 }
 
 INLINE void take_rows(struct elementwise *e, void (*each)(const struct elementwise *, int64_t)) {
@@ -95,8 +123,8 @@ INLINE void take_rows(struct elementwise *e, void (*each)(const struct elementwi
         for (int64_t end = row + e->rows_of_piece; row < end && row < e->rows; row++) each(e, row);
 }
 
-static void gelu_worker(void *data) { take_rows(data, gelu_row); }
-static void norm_worker(void *data) { take_rows(data, norm_row); }
+static void gelu_worker(void *data) { take_rows(data, gelu_any); }
+static void norm_worker(void *data) { take_rows(data, norm_any); }
 
 static void run_rows(struct elementwise *e, void (*worker)(void *), parallel team, int64_t threads) {
     e->rows_of_piece = 16384 / (e->width + 1) + 1;
@@ -105,15 +133,16 @@ static void run_rows(struct elementwise *e, void (*worker)(void *), parallel tea
 }
 
 /* x [rows][width] = GELU(x + bias) */
-void JOIN(lam_gelu, LAM_SUFFIX)(float *x, const float *bias, int64_t rows, int64_t width, parallel team, int64_t threads) {
-    struct elementwise e = {.out = x, .bias = bias, .rows = rows, .width = width};
+void JOIN(lam_gelu, LAM_SUFFIX)(void *x, const void *bias, int64_t in_half, int64_t rows, int64_t width, parallel team,
+                                int64_t threads) {
+    struct elementwise e = {.out = x, .x = x, .bias = bias, .in_half = in_half, .rows = rows, .width = width};
     run_rows(&e, gelu_worker, team, threads);
 }
 
 /* out [rows][width] = LayerNorm(x + y + bias) weight + shift; out may be x or y, bias NULL. */
-void JOIN(lam_add_norm, LAM_SUFFIX)(float *out, const float *x, const float *y, const float *bias, const float *weight,
-                                    const float *shift, float eps, int64_t rows, int64_t width, parallel team,
-                                    int64_t threads) {
-    struct elementwise e = {out, x, y, bias, weight, shift, eps, rows, width, 0, 0};
+void JOIN(lam_add_norm, LAM_SUFFIX)(void *out, const void *x, const void *y, const void *bias, const void *weight,
+                                    const void *shift, float eps, int64_t in_half, int64_t rows, int64_t width,
+                                    parallel team, int64_t threads) {
+    struct elementwise e = {out, x, y, bias, weight, shift, eps, in_half, rows, width, 0, 0};
     run_rows(&e, norm_worker, team, threads);
 }

@@ -8,8 +8,9 @@
  * always; the fast memory is read after each token, the slow one with the queries of a whole chunk when its last token (or
  * the last of the text) has been written.
  *
- * Head size 32, kernel of 4 taps, flux of 16 hidden units; the callers check. All numbers float32. The file is compiled
- * once per instruction set, with its own LAM_SUFFIX and LANES; vectors are the compiler's own.
+ * Head size 32, kernel of 4 taps, flux of 16 hidden units; the callers check. All numbers float32; forward also reads z and
+ * the gate and writes y in bfloat16, and computes in float32. The file is compiled once per instruction set, with its own
+ * LAM_SUFFIX and LANES; vectors are the compiler's own.
  */
 #include <math.h>
 #include <stdint.h>
@@ -36,6 +37,8 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t half; /* a bfloat16: the upper half of a float32 */
+typedef half halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef float memory[2][K][K] __attribute__((aligned(64))); /* fast and slow, in mode space */
 
 struct lam_layer {
@@ -55,10 +58,11 @@ struct lam_layer {
 };
 
 struct lam_rows {
-    const float *z;        /* [T][z_stride]: q, k, v of all heads, then beta, slow, fast, gate_fast, gate_slow */
+    const void *z;         /* [T][z_stride]: q, k, v of all heads, then beta, slow, fast, gate_fast, gate_slow */
     int64_t z_stride;
-    const float *gate;     /* [T][D] logits of the output gate, or NULL */
-    float *y;              /* [T][D] */
+    const void *gate;      /* [T][D] logits of the output gate, or NULL */
+    void *y;               /* [T][D] */
+    int64_t in_half;       /* z, gate and y are bfloat16, not float; forward only */
     const int64_t *bounds; /* [texts + 1] */
     int64_t texts;
     float *state;          /* [texts][H][2][K][K] in and out, or NULL: from zero and not kept */
@@ -82,6 +86,32 @@ struct lam_backward {
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec x) { *(vec *)p = x; }
 static inline void add_to(float *p, vec x) { store(p, load(p) + x); }
+
+/* bfloat16 to float32, exactly, and back to the nearest one, of two that are as near the even one; NaN stays NaN. */
+static inline vec widen(halves x) { return (vec)(__builtin_convertvector(x, ivec) << 16); }
+static inline halves narrow(vec x) {
+    ivec bits = (ivec)x, nan = x != x;
+    ivec nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector((nearest & ~nan) | (0x7FC0 & nan), halves);
+}
+
+/* LANES numbers from the place i on of an array of float or bfloat16. */
+static inline vec load_any(const void *p, int64_t i, int64_t in_half) {
+    return in_half ? widen(*(const halves *)((const half *)p + i)) : load((const float *)p + i);
+}
+static inline void store_any(void *p, int64_t i, vec x, int64_t in_half) {
+    if (in_half)
+        *(halves *)((half *)p + i) = narrow(x);
+    else
+        store((float *)p + i, x);
+}
+static inline float number(const void *p, int64_t i, int64_t in_half) {
+    if (!in_half) return ((const float *)p)[i];
+    uint32_t bits = (uint32_t)((const half *)p)[i] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
@@ -249,17 +279,19 @@ INLINE void square_sums(float rows[GROUP][K], int count, float *out) {
     lane_sums(x, count, out);
 }
 
-/* Up to GROUP tokens up to the memories; z: the projections of the first. Stage by stage, so that the tokens' chains of
- * dependent operations overlap. */
-INLINE void before_memory(const struct head *h, const float *z, int64_t z_stride, int count, struct window *w,
+/* Up to GROUP tokens, from token `at` on, up to the memories. Stage by stage, so that the tokens' chains of dependent
+ * operations overlap. */
+INLINE void before_memory(const struct head *h, const struct lam_rows *rows, int64_t at, int count, struct window *w,
                           struct group *g, int keep) {
+    int64_t z = at * rows->z_stride, in_half = rows->in_half;
     vec in[TAPS - 1 + GROUP], product[GROUP], hidden[GROUP][UNITS], x[TOGETHER * UNITS + 1], s[TOGETHER * UNITS + 6];
     for (int part = 0; part < 3; part++)
         for (int c = 0; c < K; c += LANES) {
-            const float *from = z + part * h->width + h->index * K + c, *taps = h->taps[part][0] + c;
+            const float *taps = h->taps[part][0] + c;
+            int64_t from = z + part * h->width + h->index * K + c;
             float *to = (part == 0 ? g->q[0] : part == 1 ? g->k[0] : g->v[0]) + c;
             for (int j = 0; j < TAPS - 1; j++) in[j] = w->past[part][j][c / LANES];
-            for (int t = 0; t < count; t++) in[TAPS - 1 + t] = load(from + t * z_stride);
+            for (int t = 0; t < count; t++) in[TAPS - 1 + t] = load_any(rows->z, from + t * rows->z_stride, in_half);
             for (int j = 0; j < TAPS - 1; j++) w->past[part][j][c / LANES] = in[count + j];
             for (int t = count; t % TOGETHER; t++) in[TAPS - 1 + t] = splat(0);
             for (int t = 0; t < count; t += TOGETHER) {
@@ -314,7 +346,10 @@ INLINE void before_memory(const struct head *h, const float *z, int64_t z_stride
 
     float logits[5][GROUP] = {0};
     for (int t = 0; t < count; t++)
-        for (int j = 0; j < 5; j++) logits[j][t] = z[t * z_stride + 3 * h->width + j * h->heads + h->index];
+        for (int j = 0; j < 5; j++) {
+            int64_t place = z + t * rows->z_stride + 3 * h->width + j * h->heads + h->index;
+            logits[j][t] = number(rows->z, place, in_half);
+        }
     for (int t = 0; t < GROUP; t += LANES) {
         for (int j = 0; j < 5; j++) s[j] = load(logits[j] + t);
         s[1] += h->slow_bias, s[2] += h->fast_bias, s[5] = load(g->psi + t) + h->flux_out_bias;
@@ -416,35 +451,34 @@ INLINE void read_slow(const float slow[K][K], float q[GROUP][K], const float *re
     }
 }
 
-/* Norm and gate: o -> y; gate and y those of the first token, `stride` apart. With y NULL only the norm. */
-static inline void after_memory(const struct head *h, struct group *g, int count, const float *gate, float *y,
-                                int64_t stride) {
+static inline void norm_scales(const struct head *h, struct group *g, int count) {
     square_sums(g->o, count, g->o_scale);
     for (int t = 0; t < GROUP; t += LANES)
         store(g->o_scale + t, inverse_root(load(g->o_scale + t) * (1.0f / K) + h->eps));
-    for (int i = 0; y && i < count * ROW; i += 4) { /* four vectors at a time, from one token or two */
+}
+
+/* Norm and gate for tokens from `at` on: o -> y. */
+static inline void after_memory(const struct head *h, const struct lam_rows *rows, int64_t at, int count,
+                                struct group *g) {
+    int64_t place = at * h->width + h->index * K;
+    norm_scales(h, g, count);
+    for (int i = 0; i < count * ROW; i += 4) { /* four vectors at a time, from one token or two */
         int t[4], c[4];
         vec s[4];
         for (int j = 0; j < 4; j++) {
             int at = i + j < count * ROW ? i + j : i;
             t[j] = at / ROW, c[j] = at % ROW * LANES;
         }
-        if (gate) {
-            for (int j = 0; j < 4; j++) s[j] = load(gate + t[j] * stride + c[j]);
+        for (int j = 0; j < 4; j++) s[j] = splat(1);
+        if (rows->gate) {
+            for (int j = 0; j < 4; j++) s[j] = load_any(rows->gate, place + t[j] * h->width + c[j], rows->in_half);
             sigmoids(s, 4);
         }
         for (int j = 0; j < 4; j++) {
-            vec x = load(g->o[t[j]] + c[j]) * (g->o_scale[t[j]] * load(h->norm_weight + c[j]));
-            if (gate) x *= s[j];
-            store(y + t[j] * stride + c[j], x);
+            vec x = load(g->o[t[j]] + c[j]) * (g->o_scale[t[j]] * load(h->norm_weight + c[j])) * s[j];
+            store_any(rows->y, place + t[j] * h->width + c[j], x, rows->in_half);
         }
     }
-}
-
-/* after_memory for tokens from `at` on, in their places. */
-static inline void finish(const struct head *h, const struct lam_rows *rows, int64_t at, int count, struct group *g) {
-    int64_t place = at * h->width + h->index * K;
-    after_memory(h, g, count, rows->gate ? rows->gate + place : NULL, rows->y + place, h->width);
 }
 
 /* The inputs of the convolution ahead of token `at` of a text that starts at `start`. */
@@ -452,14 +486,17 @@ static void look_back(const struct head *h, const struct lam_rows *rows, int64_t
     int64_t start = rows->bounds[text];
     for (int j = 0; j < TAPS - 1; j++) {
         int64_t token = at - (TAPS - 1) + j;
-        const float *from = NULL;
+        const void *from = NULL;
+        int64_t place = 0, in_half = 0;
         if (token >= start)
-            from = rows->z + token * rows->z_stride;
+            from = rows->z, place = token * rows->z_stride, in_half = rows->in_half;
         else if (rows->conv)
-            from = rows->conv + (text * (TAPS - 1) + (token - start + TAPS - 1)) * 3 * h->width;
+            from = rows->conv, place = (text * (TAPS - 1) + (token - start + TAPS - 1)) * 3 * h->width;
         for (int part = 0; part < 3; part++)
-            for (int c = 0; c < ROW; c++)
-                w->past[part][j][c] = from ? load(from + part * h->width + h->index * K + c * LANES) : splat(0);
+            for (int c = 0; c < ROW; c++) {
+                int64_t channel = part * h->width + h->index * K + c * LANES;
+                w->past[part][j][c] = from ? load_any(from, place + channel, in_half) : splat(0);
+            }
     }
 }
 
@@ -487,7 +524,7 @@ static void forward_text(const struct head *heads, const struct lam_rows *rows, 
             for (int64_t at = first; at < last; at += GROUP) {
                 int count = last - at < GROUP ? (int)(last - at) : GROUP;
                 struct held held;
-                before_memory(h, rows->z + at * rows->z_stride, rows->z_stride, count, &running[i].window, &group, 0);
+                before_memory(h, rows, at, count, &running[i].window, &group, 0);
                 look_up(state, group.k[0], &held);
                 if (chunk) {
                     struct waiting *w = waiting + (at - first) / GROUP;
@@ -499,14 +536,14 @@ static void forward_text(const struct head *heads, const struct lam_rows *rows, 
                 } else {
                     for (int t = 0; t < count; t++)
                         through_memory(&group, t, group.k[t + 1 < count ? t + 1 : t], state, state, &held, 0, 0);
-                    finish(h, rows, at, count, &group);
+                    after_memory(h, rows, at, count, &group);
                 }
             }
             for (int64_t at = first; chunk && at < last; at += GROUP) {
                 int count = last - at < GROUP ? (int)(last - at) : GROUP;
                 struct waiting *w = waiting + (at - first) / GROUP;
                 read_slow(state[1], w->q, w->read, w->o, count, group.o, NULL);
-                finish(h, rows, at, count, &group);
+                after_memory(h, rows, at, count, &group);
             }
         }
     }
@@ -544,7 +581,7 @@ INLINE void output_back(const struct head *h, const struct lam_rows *rows, const
         vec dy = load(b->dy + place + c * LANES), weight = load(h->norm_weight + c * LANES);
         n[c] = load(o + c * LANES) * o_scale;
         if (rows->gate) {
-            vec s = sigmoid(load(rows->gate + place + c * LANES));
+            vec s = sigmoid(load((const float *)rows->gate + place + c * LANES));
             store(b->dgate + place + c * LANES, dy * n[c] * weight * s * (1 - s));
             dy *= s;
         }
@@ -677,7 +714,7 @@ INLINE void step_back(const struct head *h, const struct lam_rows *rows, const s
     FOR_ROW dq[c] = (dq[c] - load(t->q + c * LANES) * q_part) * t->q_scale;
     FOR_ROW dk[c] = (dk[c] - load(t->k + c * LANES) * k_part) * t->k_scale;
     float *dz = b->dz + at * rows->z_stride + h->index * K;
-    const float *z = rows->z + at * rows->z_stride + h->index * K;
+    const float *z = (const float *)rows->z + at * rows->z_stride + h->index * K;
     for (int part = 0; part < 3; part++)
         FOR_ROW {
             vec x = load(t->convolved[part] + c * LANES), s = sigmoid(x);
@@ -728,7 +765,7 @@ static void forward_block(const struct head *h, const struct lam_rows *rows, int
         struct group *g = c->groups + at / GROUP;
         int size = count - at < GROUP ? (int)(count - at) : GROUP;
         struct held held;
-        before_memory(h, rows->z + (first + at) * rows->z_stride, rows->z_stride, size, window, g, 1);
+        before_memory(h, rows, first + at, size, window, g, 1);
         look_up(keep && at ? c->states[at - 1] : c->first, g->k[0], &held);
         for (int t = 0; t < size; t++) {
             float(*before)[K][K] = keep && at + t ? c->states[at + t - 1] : c->first;
@@ -740,12 +777,12 @@ static void forward_block(const struct head *h, const struct lam_rows *rows, int
                 through_memory(g, t, next_k, before, after, &held, 1, 0);
         }
         if (!h->chunk) {
-            after_memory(h, g, size, NULL, NULL, 0);
+            norm_scales(h, g, size);
         } else if (keep && (at + size == count || (at + size) % h->chunk == 0)) {
             for (struct group *w = c->groups + at / h->chunk * h->chunk / GROUP; w <= g; w++) {
                 int waited = w < g ? GROUP : size;
                 read_slow(c->states[at + size - 1][1], w->q, w->read[1], w->o, waited, w->o, w->recall);
-                after_memory(h, w, waited, NULL, NULL, 0);
+                norm_scales(h, w, waited);
             }
         }
     }

@@ -18,7 +18,7 @@ WIDTH = 32
 TAPS = 4
 HIDDEN = 16
 # That of lam_memory_plain.c; to be raised, there and here, with every change of the structures or signatures.
-ABI = 2
+ABI = 3
 # A chunk of two-way reading holds a multiple of the GROUP tokens of the kernel; backward keeps the states of all of it.
 GROUP = 16
 MAX_CHUNK = 256
@@ -53,6 +53,7 @@ class _Rows(ctypes.Structure):
         ("z_stride", ctypes.c_int64),
         ("gate", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
+        ("in_half", ctypes.c_int64),
         ("bounds", ctypes.c_void_p),
         ("texts", ctypes.c_int64),
         ("state", ctypes.c_void_p),
@@ -95,8 +96,8 @@ class Library:
         self.add_norm = getattr(loaded, f"lam_add_norm_{wanted}")
         pointer = ctypes.c_void_p
         count = ctypes.c_int64
-        self.gelu.argtypes = [pointer] * 2 + [count] * 2 + [pointer, count]
-        self.add_norm.argtypes = [pointer] * 6 + [ctypes.c_float] + [count] * 2 + [pointer, count]
+        self.gelu.argtypes = [pointer] * 2 + [count] * 3 + [pointer, count]
+        self.add_norm.argtypes = [pointer] * 6 + [ctypes.c_float] + [count] * 3 + [pointer, count]
         self.gelu.restype = self.add_norm.restype = None
         self.team = _openmp_team()
 
@@ -321,9 +322,11 @@ def memory_layer(
     numbers = (layer.eps, layer.cos, layer.sin, _chunk(layer) or 0)
     parameters = _parameters(layer)
     with torch.autocast("cpu", enabled=False):
-        z = z.float()
-        gate = None if gate is None else gate.float()
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, gate, *parameters)):
+        recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (z, gate, *parameters))
+        if recorded or z.dtype == torch.float16 or (gate is not None and gate.dtype != z.dtype):
+            z = z.float()
+            gate = None if gate is None else gate.float()
+        if recorded:
             if state is not None or conv is not None:
                 return None
             y = _Memory.apply(z, gate, bounds, numbers, *parameters)
@@ -358,6 +361,7 @@ def _rows(z, gate, y, bounds, state, conv) -> _Rows:
         z_stride=z.stride(0),
         gate=_pointer(gate),
         y=_pointer(y),
+        in_half=z.dtype == torch.bfloat16,
         bounds=bounds.data_ptr(),
         texts=len(bounds) - 1,
         state=_pointer(state),
@@ -379,7 +383,7 @@ def _forward(z, gate, bounds, numbers, parameters, state=None, conv=None) -> tor
     z = _ready(z)
     gate = None if gate is None else gate.contiguous()
     bounds = bounds.contiguous()
-    y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1], device="cpu", dtype=torch.float32)
+    y = torch.empty(len(z), len(kept[9]) * kept[2].shape[1], device="cpu", dtype=z.dtype)
     _run(loaded.forward, layer, _rows(z, gate, y, bounds, state, conv))
     return y
 
@@ -511,7 +515,7 @@ def can_multiply(module: Any, x: torch.Tensor) -> bool:
 
 
 def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether `finish_layer` gives what the parts of this layer would: plain, without hooks, in float32 on the CPU."""
+    """Whether `finish_layer` gives what the parts of this layer would: plain, no hooks, all float32 or all bfloat16."""
     modules = layer._modules
     middle = modules["feed_forward"]
     if type(middle).__name__ != "LAMFeedForward":
@@ -527,7 +531,8 @@ def can_finish(layer: Any, x: torch.Tensor, y: torch.Tensor) -> bool:
     width, wide = (x.shape[-1],), (len(parts[1]._parameters["weight"]),)
     shapes = (x.shape, x.shape, width, width, wide + width, wide, width + wide, width, width, width)
     numbers = (x, y, *(part._parameters.get(name) for part in (*parts[:2], *parts[3:]) for name in ("weight", "bias")))
-    return all(is_plain(p, s) and p.dtype == torch.float32 for p, s in zip(numbers, shapes, strict=True))
+    dtype = x.dtype if x.dtype in (torch.float32, torch.bfloat16) else None
+    return all(is_plain(p, s) and p.dtype == dtype for p, s in zip(numbers, shapes, strict=True))
 
 
 def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -537,17 +542,18 @@ def finish_layer(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     rows = x.flatten(0, 1).contiguous()
     y = y.flatten(0, 1).contiguous()
     rows = add_norm(layer.memory_norm, rows, y, None, torch.empty_like(rows))
-    multiply = product(len(rows)) or F.linear
+    multiply = (product(len(rows)) if rows.dtype == torch.float32 else None) or F.linear
     y = multiply(gelu_(multiply(rows, first.weight), first.bias), second.weight)
     return add_norm(layer.feed_forward_norm, rows, y, second.bias, y).view(x.shape)
 
 
 def gelu_(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """GELU(x + bias), the exact one, in place of x [T, D], contiguous; bias [D]; float32."""
+    """GELU(x + bias), the exact one, in place of x [T, D], contiguous; bias [D]; all float32 or all bfloat16."""
     loaded = library()
     assert loaded is not None
     bias = bias.contiguous()
-    loaded.gelu(x.data_ptr(), bias.data_ptr(), *x.shape, loaded.team, torch.get_num_threads())
+    in_half = x.dtype == torch.bfloat16
+    loaded.gelu(x.data_ptr(), bias.data_ptr(), in_half, *x.shape, loaded.team, torch.get_num_threads())
     return x
 
 
@@ -556,11 +562,12 @@ def add_norm(
 ) -> torch.Tensor:
     """norm(x + y + bias), written to `out`, which may be x or y.
 
-    x, y, out [T, D], contiguous; bias [D] or None; float32.
+    x, y, out [T, D], contiguous; bias [D] or None; all float32 or, with the parameters of the norm, all bfloat16.
     """
     loaded = library()
     assert loaded is not None
     kept = [None if p is None else p.contiguous() for p in (bias, norm.weight, norm.bias)]
     pointers = map(_pointer, (out, x, y, *kept))
-    loaded.add_norm(*pointers, norm.eps, *x.shape, loaded.team, torch.get_num_threads())
+    in_half = x.dtype == torch.bfloat16
+    loaded.add_norm(*pointers, norm.eps, in_half, *x.shape, loaded.team, torch.get_num_threads())
     return out

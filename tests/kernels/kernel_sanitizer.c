@@ -9,22 +9,33 @@ int64_t lam_supported(void);
     int64_t lam_forward_##name(const struct lam_layer *, const struct lam_rows *, parallel, int64_t);        \
     int64_t lam_backward_##name(const struct lam_layer *, const struct lam_rows *, const struct lam_backward *, \
                                 parallel, int64_t);                                                          \
-    void lam_gelu_##name(float *, const float *, int64_t, int64_t, parallel, int64_t);                       \
-    void lam_add_norm_##name(float *, const float *, const float *, const float *, const float *, const float *, float, \
-                             int64_t, int64_t, parallel, int64_t);
+    void lam_gelu_##name(void *, const void *, int64_t, int64_t, int64_t, parallel, int64_t);                \
+    void lam_add_norm_##name(void *, const void *, const void *, const void *, const void *, const void *, float, \
+                             int64_t, int64_t, int64_t, parallel, int64_t);
 VARIANT(avx512)
 VARIANT(avx2)
 VARIANT(plain)
 typedef int64_t (*forward)(const struct lam_layer *, const struct lam_rows *, parallel, int64_t);
 typedef int64_t (*backward)(const struct lam_layer *, const struct lam_rows *, const struct lam_backward *, parallel, int64_t);
-typedef void (*gelu)(float *, const float *, int64_t, int64_t, parallel, int64_t);
-typedef void (*add_norm)(float *, const float *, const float *, const float *, const float *, const float *, float, int64_t,
+typedef void (*gelu)(void *, const void *, int64_t, int64_t, int64_t, parallel, int64_t);
+typedef void (*add_norm)(void *, const void *, const void *, const void *, const void *, const void *, float, int64_t, int64_t,
                          int64_t, parallel, int64_t);
 
 static float *numbers(int64_t count, float scale) {
     float *x = malloc(count * sizeof *x);
     for (int64_t i = 0; i < count; i++) x[i] = scale * (2.0f * (float)rand() / (float)RAND_MAX - 1.0f);
     return x;
+}
+
+/* Numbers as bfloat16, cut off. */
+static half *shortened(const float *x, int64_t count) {
+    half *y = malloc(count * sizeof *y);
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        y[i] = bits >> 16;
+    }
+    return y;
 }
 
 static void check(forward run, backward back, int64_t heads, const int64_t *lengths, int64_t texts, int gated, int carried,
@@ -36,11 +47,18 @@ static void check(forward run, backward back, int64_t heads, const int64_t *leng
                   numbers(heads, 1), numbers(HIDDEN * (2 * K + 1), .3f), numbers(HIDDEN, .3f), numbers(HIDDEN, 1),
                   numbers(1, 1), numbers(K, 1)};
     struct lam_layer layer = {heads, p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], 1e-5f, .9f, .4f, chunk};
-    float *z = numbers(total ? (total - 1) * stride + 3 * width + 5 * heads : 0, 3);
+    int64_t count = total ? (total - 1) * stride + 3 * width + 5 * heads : 0;
+    float *z = numbers(count, 3);
     float *gate = gated ? numbers(total * width, 3) : NULL, *y = numbers(total * width, 1), *dy = numbers(total * width, 1);
     float *state = carried ? numbers(texts * heads * 2 * K * K, 1) : NULL;
     float *conv = carried ? numbers(texts * (TAPS - 1) * 3 * width, 1) : NULL;
-    struct lam_rows rows = {z, stride, gate, y, bounds, texts, state, conv};
+    half *short_z = shortened(z, count), *short_gate = gated ? shortened(gate, total * width) : NULL;
+    half *short_y = malloc(total * width * sizeof *short_y);
+    struct lam_rows shorter = {short_z, stride, short_gate, short_y, 1, bounds, texts, state, conv};
+    if (run(&layer, &shorter, NULL, 1)) abort();
+    for (int64_t i = 0; i < total * width; i++)
+        if (!(fabsf(number(short_y, i, 1)) < 1e6f)) abort();
+    struct lam_rows rows = {z, stride, gate, y, 0, bounds, texts, state, conv};
     if (run(&layer, &rows, NULL, 1)) abort();
     for (int64_t i = 0; i < total * width; i++)
         if (!(fabsf(y[i]) < 1e6f)) abort();
@@ -50,6 +68,7 @@ static void check(forward run, backward back, int64_t heads, const int64_t *leng
     struct lam_backward b = {dy, dz, dgate, gradient, blocks};
     rows.state = rows.conv = NULL;
     if (back(&layer, &rows, &b, NULL, 1)) abort();
+    free(short_z), free(short_gate), free(short_y);
     free(bounds), free(z), free(gate), free(y), free(dy), free(state), free(conv), free(dz), free(dgate), free(gradient);
     for (int i = 0; i < 10; i++) free(p[i]);
 }
@@ -57,8 +76,16 @@ static void check(forward run, backward back, int64_t heads, const int64_t *leng
 static void check_elementwise(gelu activate, add_norm add, int64_t rows, int64_t width) {
     float *x = numbers(rows * width, 3), *y = numbers(rows * width, 3), *out = numbers(rows * width, 1);
     float *bias = numbers(width, 1), *weight = numbers(width, 1), *shift = numbers(width, 1);
-    for (int i = 0; i < 2; i++) add(out, x, y, i ? bias : NULL, weight, shift, 1e-5f, rows, width, NULL, 1);
-    activate(x, bias, rows, width, NULL, 1);
+    half *short_x = shortened(x, rows * width), *short_y = shortened(y, rows * width), *short_bias = shortened(bias, width);
+    half *short_weight = shortened(weight, width), *short_shift = shortened(shift, width);
+    for (int i = 0; i < 2; i++) add(out, x, y, i ? bias : NULL, weight, shift, 1e-5f, 0, rows, width, NULL, 1);
+    activate(x, bias, 0, rows, width, NULL, 1);
+    for (int i = 0; i < 2; i++)
+        add(short_y, short_x, short_y, i ? short_bias : NULL, short_weight, short_shift, 1e-5f, 1, rows, width, NULL, 1);
+    activate(short_x, short_bias, 1, rows, width, NULL, 1);
+    for (int64_t i = 0; i < rows * width; i++)
+        if (!(fabsf(number(short_y, i, 1)) < 1e3f && fabsf(number(short_x, i, 1)) < 5)) abort();
+    free(short_x), free(short_y), free(short_bias), free(short_weight), free(short_shift);
     for (int64_t i = 0; i < rows * width; i++)
         if (!(fabsf(out[i]) < 1e3f && fabsf(x[i]) < 5)) abort();
     free(x), free(y), free(out), free(bias), free(weight), free(shift);

@@ -144,6 +144,30 @@ def test_nan_stays_within_its_text():
 
 
 @needs_kernel
+@pytest.mark.parametrize("gate", [None, 0])
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_in_bfloat16_it_is_float32_rounded(gate, chunk):
+    """It reads and writes bfloat16, and computes, and keeps its state, in float32."""
+    lengths = [7, 0, 66, 2]
+    memory, x = make_memory(gate).bfloat16(), random(1, sum(lengths), 32 * HEADS).bfloat16()
+    memory.two_way_chunk = chunk
+    texts = PackedTexts(torch.tensor(lengths), 4)
+    state, conv = carried(len(lengths))
+    with torch.inference_mode():
+        projected = memory.in_proj(x)
+        for carried_on in ((None, None), (state, conv), (state, conv.bfloat16())):
+            got = kernels.memory_layer(memory, projected, texts, *carried_on)
+            want = kernels.memory_layer(memory.float(), projected.float(), texts, *carried_on)
+            memory.bfloat16()
+            assert got[0].dtype == torch.bfloat16
+            assert torch.equal(got[0], want[0].bfloat16())
+            for a, b in zip(got[1:], want[1:], strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)
+        half = kernels.memory_layer(memory.half(), projected.half(), texts, None, None)[0]
+        assert half.dtype == torch.float32
+
+
+@needs_kernel
 def test_half_precision_views_and_many_threads():
     memory, x = make_memory(), random(2, 9, 32 * HEADS)
     threads = torch.get_num_threads()

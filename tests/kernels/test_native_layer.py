@@ -1,5 +1,6 @@
 """The rest of a layer after its memory in the native kernel: bias and GELU, LayerNorm of a sum; and when it runs."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +114,35 @@ def test_nan_stays_in_its_row(variant):
         got = native.gelu_(bad.clone(), bias)
         assert got.isnan().sum() == 1
         assert torch.equal(got[good], native.gelu_(x.clone(), bias)[good])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", [0, 1, 70])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_in_bfloat16_it_is_float32_rounded(variant, rows, width, with_bias):
+    norm = make_norm(width).bfloat16()
+    x, y = (random(rows, width, seed=seed).bfloat16() for seed in (0, 3))
+    bias = random(width, seed=4).bfloat16()
+    want = native.gelu_((3 * x).float(), bias.float()).bfloat16()
+    assert torch.equal(native.gelu_(3 * x, bias), want)
+    bias = bias if with_bias else None
+    want = add_norm(norm.float(), x.float(), y.float(), None if bias is None else bias.float()).bfloat16()
+    norm.bfloat16()
+    assert torch.equal(add_norm(norm, x, y, bias), want)
+    assert torch.equal(native.add_norm(norm, own := x.clone(), y, bias, own), want)
+    assert torch.equal(native.add_norm(norm, x, own := y.clone(), bias, own), want)
+
+
+def test_it_rounds_to_bfloat16_as_torch_does(variant):
+    """From 8 on GELU is the identity in float32, so that what comes out is the rounded sum; ties go to even."""
+    inf, nan = float("inf"), float("nan")
+    large = torch.tensor([8.0, 9.0, 256.0, 257.0, 258.0, 512.0, 3e38, inf, nan])
+    small = torch.tensor([0.0, 2**-5, 1.0, 3.0, 1.0, 2.0, 3e38, 1.0, 1.0])
+    x, bias = torch.meshgrid(large, small, indexing="ij")
+    x, bias = x.flatten().bfloat16(), bias.flatten().bfloat16()
+    got = native.gelu_(x.clone()[None], bias)[0]
+    assert torch.equal(got.nan_to_num(0.0), (x.float() + bias.float()).bfloat16().nan_to_num(0.0))
+    assert torch.equal(got.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("width", [33, 384])
@@ -234,12 +264,26 @@ def test_gradients_autocast_other_types_and_backends_run_in_torch(layer, make_mo
             assert kernels.finish_layer(layer, *inputs()) is None
         with kernels.use_backend("torch"):
             assert kernels.finish_layer(layer, *inputs()) is None
-        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        for dtype in (torch.float16, torch.float64):
             assert kernels.finish_layer(layer.to(dtype), *inputs(dtype=dtype)) is None
+        assert kernels.finish_layer(layer.bfloat16(), *inputs()) is None
         other = make_model(flux_hidden_size=8).layers[0]
         assert kernels.finish_layer(other, *inputs()) is None
         with kernels.use_backend("native"), pytest.raises(RuntimeError, match="flux hidden size 8"):
             kernels.finish_layer(other, *inputs())
+
+
+def test_a_layer_in_bfloat16_is_torchs(layer):
+    x, y = inputs(dtype=torch.bfloat16)
+    exact = copy.deepcopy(layer).bfloat16().double()
+    with torch.inference_mode():
+        got = kernels.finish_layer(layer.bfloat16(), x, y)
+        assert got.dtype == torch.bfloat16
+        middle = layer.memory_norm(x + y)
+        in_torch = layer.feed_forward_norm(middle + layer.feed_forward(middle))
+        middle = exact.memory_norm(x.double() + y.double())
+        want = exact.feed_forward_norm(middle + exact.feed_forward(middle))
+    assert relative_rms(got, want) < min(5e-3, relative_rms(in_torch, want))  # it rounds less often
 
 
 def test_int8_runs_in_torch(make_model):
