@@ -1,7 +1,7 @@
 """Optional accelerators of the memory layer, and which one runs.
 
 "native" is a compiled loop for CPUs (lam_memory.c), built when the package is installed where there is a C compiler. In
-float32 inference it also runs the elementwise rest of a layer whose memory it runs (lam_elementwise.c).
+inference in float32 or bfloat16 it also runs the elementwise rest of a layer whose memory it runs (lam_elementwise.c).
 "fla" is the memory rule by flash-linear-attention's kernels, on CUDA devices where that is installed; the rest of the
 layer is torch's. "torch" is the model's own code and always there. The choice is made in every call of a memory layer:
 native or fla where they apply, torch otherwise. That is wherever operations are recorded or replaced (torch.compile,
