@@ -118,7 +118,7 @@ def rule_readers(threads: int, heads: int = 12, width: int = 32) -> dict[str, An
     import onnxruntime
 
     from lam_transformers.checkpoints.onnx_graph import Graph
-    from lam_transformers.checkpoints.onnx_lam import CHUNK, Tokens, in_chunks, memory_rule
+    from lam_transformers.checkpoints.onnx_lam import Chunks, Tokens, in_chunks, memory_rule
 
     size = heads * width
     readers = {}
@@ -128,13 +128,14 @@ def rule_readers(threads: int, heads: int = 12, width: int = 32) -> dict[str, An
         beta = graph.input("beta", np.float32, ["batch", "tokens", heads])
         log_decay = graph.input("log_decay", np.float32, ["batch", "tokens", 2 * heads])  # the fast ones, the slow ones
         if kind == "in chunks":
-            rows = (x.reshape(0, -1, CHUNK, heads, width).transpose(1, 0, 3, 2, 4).add_axis(1) for x in (q, k, v))
-            (strength,) = in_chunks(beta, CHUNK, 1, heads)
-            decays = graph.concat(in_chunks(log_decay, CHUNK, 2, heads), 1)
+            chunks = Chunks.of(graph, q.size(1), None)
+            rows = (x.reshape(0, -1, chunks.size, heads, width).transpose(1, 0, 3, 2, 4).add_axis(1) for x in (q, k, v))
+            (strength,) = in_chunks(beta, chunks, 1, heads)
+            decays = graph.concat(in_chunks(log_decay, chunks, 2, heads), 1)
             weights = graph.op("Expand", 0.5, graph.op("Shape", decays))
             tokens = Tokens(*rows, strength, decays, weights, weights)
             memory = graph.op("Expand", 0.0, graph.sizes(2, q.size(0), heads, width, width))
-            o = memory_rule(graph, CHUNK, None, tokens, memory)[0]
+            o = memory_rule(graph, chunks, None, tokens, memory)[0]
             o = o.transpose(1, 0, 3, 2, 4).reshape(q.size(0), -1, size)
         else:
             parts = [

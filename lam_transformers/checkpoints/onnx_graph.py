@@ -1,4 +1,4 @@
-"""A small builder of ONNX graphs: values with arithmetic, named weights, one Scan.
+"""A small builder of ONNX graphs: values with arithmetic, named weights, a Scan, an If.
 
     graph = Graph()
     x = graph.input("x", np.float32, ["batch", 8])
@@ -83,7 +83,8 @@ class Graph:
     """A graph that is being built.
 
     Args:
-        outer: the graph around it, for the body of a Scan: its weights are used, names are counted together.
+        outer: the graph around it, for the body of a Scan or of a branch: its weights are used, names are counted
+            together.
     """
 
     def __init__(self, outer: Graph | None = None) -> None:
@@ -192,6 +193,22 @@ class Graph:
             num_scan_inputs=len(inputs),
         )
         return results[: len(states)], results[len(states) :]
+
+    def choose(self, condition: Value, yes: Callable[[Graph], Value], no: Callable[[Graph], Value]) -> Value:
+        """What `yes` gives where the condition holds, else what `no` gives; only that one is computed.
+
+        Args:
+            condition: [1] bool.
+            yes, no: called once each, with the graph of the branch; give a new float32 value of it. Values of this
+                graph are used there under their names.
+        """
+        branches = {}
+        for name, branch in (("then_branch", yes), ("else_branch", no)):
+            body = Graph(self)
+            outputs = [_described(branch(body).name, np.float32, None)]
+            self._count[0] += 1
+            branches[name] = helper.make_graph(body.nodes, f"{name}_{self._count[0]}", [], outputs)
+        return self.op("If", condition, **branches)
 
     def model(self, name: str, metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model."""

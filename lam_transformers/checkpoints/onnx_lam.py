@@ -12,7 +12,7 @@ C tokens of a chunk, H heads, K = V head width, D = H K, M = 2 modes. Inside the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,19 +21,64 @@ import onnx
 from .onnx_graph import Graph, Value
 from .onnx_products import products as products_of
 
-CHUNK = 16  # tokens of a chunk of the rule; the state costs once a chunk, the inside of a chunk grows with its square
+CHUNK = 16  # most tokens of a chunk of the rule: the state costs once a chunk, the inside of one grows with its square
 BLOCK = 8  # inverses are squared only inside blocks of this width, see `unit_lower_inverse`
 
 
-def chunk_size(two_way_chunk: int | None) -> int:
-    """The number of tokens of a chunk of the rule: chunks end where two-way chunks end."""
+def most_of_chunk(two_way_chunk: int | None) -> int:
+    """The largest number of tokens of a chunk of the rule: chunks end where two-way chunks end."""
     if two_way_chunk is None or two_way_chunk % CHUNK == 0:
         return CHUNK
     return max(size for size in range(1, BLOCK + 1) if two_way_chunk % size == 0)
 
 
+@dataclass
+class Chunks:
+    """How the columns of a batch are cut into chunks of the rule.
+
+    Where a batch ends before the first two-way chunk does, its columns are shared out evenly, so that little has to be
+    filled up; 17 columns are two chunks of nine. A text's numbers then depend on its batch in the last digit, which
+    int8 would now and then round to another step: there, chunks are always of the same size.
+
+    Attributes:
+        most: the largest number of tokens of a chunk.
+        size: [1] int64, C.
+        padding: [1] int64, P - T.
+    """
+
+    most: int
+    size: Value
+    padding: Value
+
+    @classmethod
+    def of(cls, graph: Graph, time: Value, two_way_chunk: int | None, always_the_same: bool = False) -> Chunks:
+        """For `time` [1] columns."""
+        most = most_of_chunk(two_way_chunk)
+        if always_the_same:
+            return cls(most, graph.sizes(most), graph.op("Mod", graph.sizes(0) - time, graph.sizes(most)))
+        one = graph.sizes(1)
+        columns = graph.op("Max", time, one)
+        count = graph.op("Div", columns + graph.sizes(most - 1), graph.sizes(most))
+        size = graph.op("Div", columns + count - one, count)
+        if two_way_chunk is not None:
+            early = graph.op("LessOrEqual", time, graph.sizes(two_way_chunk))
+            size = graph.op("Where", early, size, graph.sizes(most))
+        return cls(most, size, graph.op("Mod", graph.sizes(0) - time, size))
+
+    def corner(self, graph: Graph, matrix: np.ndarray) -> Value:
+        """The first C rows and columns of a constant matrix [most, most]."""
+        ends = graph.concat([Value(graph, self.size.name)] * 2, 0)
+        return graph.op("Slice", graph.constant(matrix.astype(np.float32)), np.array([0, 0]), ends, np.array([0, 1]))
+
+
 class Products(Protocol):
-    """How the large matrices are stored and multiplied: in float32, float16 or int8."""
+    """How the large matrices are stored and multiplied: in float32, float16 or int8.
+
+    Attributes:
+        rounds: whether a product rounds what goes into it.
+    """
+
+    rounds: bool
 
     def linear(self, x: Value, name: str, weight: np.ndarray) -> Value:
         """x [..., in] times the transposed weight [out, in]."""
@@ -47,20 +92,18 @@ class Texts:
     """Where the tokens of a batch are, once the real ones have been moved to the left.
 
     Attributes:
-        chunk: C.
+        chunks: of the rule.
         batch: [1], B.
         time: [1], T.
-        padding: [1], P - T.
         lengths: [B], the number of real tokens.
         real: [S, 1, B, 1, C] float32, 1 for real tokens.
         rank: [B T], the place of each token after the move, in the flattened batch.
         mask: [B, T, 1] float32, 1 for real tokens before the move.
     """
 
-    chunk: int
+    chunks: Chunks
     batch: Value
     time: Value
-    padding: Value
     lengths: Value
     real: Value
     rank: Value
@@ -75,7 +118,9 @@ class State:
     conv: Value
 
 
-def to_left(graph: Graph, chunk: int, input_ids: Value, attention_mask: Value) -> tuple[Texts, Value, Value]:
+def to_left(
+    graph: Graph, two_way_chunk: int | None, same_chunks: bool, input_ids: Value, attention_mask: Value
+) -> tuple[Texts, Value, Value]:
     """Where the tokens are, the ids [B, T] with the real ones on the left, and the place of each column in a text."""
     mask = attention_mask.cast(np.bool_).cast(np.int64)
     batch = mask.size(0)
@@ -90,11 +135,11 @@ def to_left(graph: Graph, chunk: int, input_ids: Value, attention_mask: Value) -
     source = graph.op("ScatterElements", room, target, places, axis=1).slice(0, time, 1)
     first = graph.op("Range", np.int64(0), graph.op("Squeeze", batch), np.int64(1)).add_axis(1) * time  # [B, 1]
     rank = (graph.op("Max", rank, np.int64(0)) + first).reshape(-1)
-    padding = graph.op("Mod", graph.sizes(0) - time, graph.sizes(chunk))
-    everywhere = graph.op("Range", np.int64(0), graph.op("Squeeze", time + padding), np.int64(1))
+    chunks = Chunks.of(graph, time, two_way_chunk, same_chunks)
+    everywhere = graph.op("Range", np.int64(0), graph.op("Squeeze", time + chunks.padding), np.int64(1))
     real = graph.op("Less", everywhere, lengths).cast(np.float32)  # [B, P]
-    real = real.reshape(0, -1, chunk).transpose(1, 0, 2).add_axis(1, 3)  # [S, 1, B, 1, C]
-    texts = Texts(chunk, batch, time, padding, lengths, real, rank, mask.cast(np.float32).add_axis(2))
+    real = real.reshape(0, -1, chunks.size).transpose(1, 0, 2).add_axis(1, 3)  # [S, 1, B, 1, C]
+    texts = Texts(chunks, batch, time, lengths, real, rank, mask.cast(np.float32).add_axis(2))
     ids = graph.op("GatherElements", input_ids, source, axis=1)
     return texts, ids, index
 
@@ -156,24 +201,25 @@ def log_sigmoid(graph: Graph, x: Value) -> Value:
     return graph.op("Neg", graph.op("Softplus", graph.op("Neg", x)))
 
 
-def unit_lower_inverse(graph: Graph, a: Value, size: int) -> Value:
-    """(I + a)^-1 of strictly lower triangular matrices a [..., C, C], C = size, as the model's rule finds it.
+def unit_lower_inverse(graph: Graph, a: Value, chunks: Chunks) -> Value:
+    """(I + a)^-1 of strictly lower triangular matrices a [..., C, C], as the model's rule finds it.
 
     Squared over a whole chunk, the powers of a would lose float32 where keys repeat. So a is squared inside the blocks
     on its diagonal, (I - a)(I + a^2)(I + a^4), and the blocks are then joined: with d the inverse of the diagonal
     blocks and b the part below them, (I + a)^-1 = (I - d b)(I + (d b)^2) ... d.
     """
-    if size <= BLOCK:
-        return _neumann(graph, a, size, size)
-    blocks = np.kron(np.eye(size // BLOCK), np.ones((BLOCK, BLOCK))).astype(np.float32)
-    inverse = _neumann(graph, a * graph.constant(blocks), size, BLOCK)
-    below = inverse @ (a * graph.constant(1 - blocks))
-    return _neumann(graph, below, size, size // BLOCK) @ inverse
+    most = chunks.most
+    eye = chunks.corner(graph, np.eye(most))
+    if most <= BLOCK:
+        return _neumann(a, eye, most)
+    blocks = np.kron(np.eye(most // BLOCK), np.ones((BLOCK, BLOCK)))
+    inverse = _neumann(a * chunks.corner(graph, blocks), eye, BLOCK)
+    below = inverse @ (a * chunks.corner(graph, 1 - blocks))
+    return _neumann(below, eye, most // BLOCK) @ inverse
 
 
-def _neumann(graph: Graph, a: Value, size: int, vanishes: int) -> Value:
+def _neumann(a: Value, eye: Value, vanishes: int) -> Value:
     """(I + a)^-1 = (I - a)(I + a^2)(I + a^4)... of matrices whose power `vanishes` is zero."""
-    eye = graph.constant(np.eye(size, dtype=np.float32))
     inverse = eye - a
     reach = 2
     while reach < vanishes:
@@ -196,7 +242,9 @@ class Tokens:
     read: Value
 
 
-def memory_rule(graph: Graph, chunk: int, two_way: int | None, tokens: Tokens, memory: Value) -> tuple[Value, Value]:
+def memory_rule(
+    graph: Graph, chunks: Chunks, two_way: int | None, tokens: Tokens, memory: Value | None
+) -> tuple[Value, Value | None]:
     """The dual delta rule in chunks: o [S, B, H, C, V], and the memory after the last token.
 
     Per mode and chunk, with G the running sum of log_decay and D_ts = exp(G_t - G_s):
@@ -206,21 +254,88 @@ def memory_rule(graph: Graph, chunk: int, two_way: int | None, tokens: Tokens, m
         o = read (exp(G) q Z + lower((q_t . k_s) D_ts) new);    Z <- exp(G_C) Z + sum_s exp(G_C - G_s) k_s new_s'
 
     With two-way reading the slow mode's part of o is read q Z, with the Z after the token's two-way chunk.
+
+    Without a memory, texts begin here. A batch of one chunk then takes a shorter way to the same digits, and no memory
+    is given.
     """
-    lower = np.tril(np.ones((chunk, chunk), np.float32))
-    strictly = np.tril(np.ones((chunk, chunk), np.float32), -1)
+    every = np.ones((chunks.most, chunks.most))
+    lower = chunks.corner(graph, np.tril(every))
+    strictly = chunks.corner(graph, np.tril(every, -1))
     # G_t - G_s as a sum over the tokens between them: a difference of two sums would lose the digits of a small one.
-    between = (tokens.log_decay.add_axis(-2) * graph.constant(lower)) @ graph.constant(strictly)
+    between = (tokens.log_decay.add_axis(-2) * lower) @ strictly
     decay = graph.op("Exp", between)  # D on and below the diagonal, ones above it
-    from_start = graph.op("Exp", graph.op("CumSum", tokens.log_decay, np.int64(-1)))  # exp(G) [S, M, B, H, C]
-    to_end = decay.slice(chunk - 1, chunk, -2)  # exp(G_C - G_s) [S, M, B, H, 1, C]
     transposed = tokens.k.transpose(0, 1, 2, 3, 5, 4)
     beta = tokens.beta.add_axis(-1)
-    inverse = unit_lower_inverse(graph, (tokens.k @ transposed) * graph.constant(strictly) * beta * decay, chunk)
+    inverse = unit_lower_inverse(graph, (tokens.k @ transposed) * strictly * beta * decay, chunks)
     value = (inverse * (tokens.beta * tokens.write).add_axis(-2)) @ tokens.v  # T (beta write v) [S, M, B, H, C, V]
-    key = (inverse * (tokens.beta * from_start).add_axis(-2)) @ tokens.k  # T (beta exp(G) k) [S, M, B, H, C, K]
-    ends = transposed * to_end  # [S, M, B, H, K, C]
-    forget = from_start.slice(chunk - 1, chunk, -1).add_axis(-1)  # exp(G_C) [S, M, B, H, 1, 1]
+    read = tokens.read.add_axis(-1)  # [S, M, B, H, C, 1]
+    causal = 2 if two_way is None else 1  # modes that are read after each token, the fast one first
+    score = (tokens.q @ transposed) * lower * read.slice(0, causal, 1) * decay.slice(0, causal, 1)
+    inside = Inside(tokens.q, tokens.k, transposed, beta, tokens.log_decay, read, decay, inverse, value, score)
+
+    def one_chunk(graph: Graph) -> Value:
+        here = inside.within(graph)
+        if two_way is None:
+            return graph.sum(here.score @ here.value, 1, False)
+        ends = here.transposed * last(here.decay.slice(1, 2, 1), -2)
+        slow = ends @ here.value.slice(1, 2, 1)  # the slow memory after the last token [1, 1, B, H, K, V]
+        o = here.score @ here.value.slice(0, 1, 1) + (here.q * here.read.slice(1, 2, 1)) @ slow
+        return graph.op("Squeeze", o, np.array([1]))
+
+    def from_zero(graph: Graph) -> Value:
+        here = inside.within(graph)
+        width = here.q.size(5)
+        shape = graph.concat([graph.sizes(2), here.q.size(2), here.q.size(3), width, width], 0)
+        return chunk_after_chunk(graph, chunks, two_way, here, graph.op("Expand", 0.0, shape))[0]
+
+    if memory is not None:
+        return chunk_after_chunk(graph, chunks, two_way, inside, memory)
+    return graph.choose(graph.op("Equal", tokens.q.size(0), graph.sizes(1)), one_chunk, from_zero), None
+
+
+@dataclass
+class Inside:
+    """What is known inside of all chunks, without the memory before them.
+
+    Attributes:
+        q, k: [S, 1, B, H, C, K].
+        transposed: k' [S, 1, B, H, K, C].
+        beta: [S, 1, B, H, C, 1].
+        log_decay: [S, M, B, H, C].
+        read: [S, M, B, H, C, 1].
+        decay: D on and below the diagonal [S, M, B, H, C, C].
+        inverse: T, of the same shape.
+        value: T (beta write v) [S, M, B, H, C, V].
+        score: read lower((q_t . k_s) D_ts) of the modes that are read after each token.
+    """
+
+    q: Value
+    k: Value
+    transposed: Value
+    beta: Value
+    log_decay: Value
+    read: Value
+    decay: Value
+    inverse: Value
+    value: Value
+    score: Value
+
+    def within(self, graph: Graph) -> Inside:
+        """The same for the operators of a branch."""
+        return Inside(*(Value(graph, getattr(self, field.name).name) for field in fields(self)))
+
+
+def chunk_after_chunk(
+    graph: Graph, chunks: Chunks, two_way: int | None, inside: Inside, memory: Value
+) -> tuple[Value, Value]:
+    """The part of `memory_rule` that carries the memory."""
+    q = inside.q
+    from_start = graph.op("Exp", graph.op("CumSum", inside.log_decay, np.int64(-1))).add_axis(-1)  # exp(G)
+    to_end = last(inside.decay, -2)  # exp(G_C - G_s) [S, M, B, H, 1, C]
+    strength = (inside.beta * from_start).transpose(0, 1, 2, 3, 5, 4)
+    key = (inside.inverse * strength) @ inside.k  # T (beta exp(G) k) [S, M, B, H, C, K]
+    ends = inside.transposed * to_end  # [S, M, B, H, K, C]
+    forget = last(from_start, -2)  # exp(G_C) [S, M, B, H, 1, 1]
 
     def causal(x: Value) -> Value:
         return x if two_way is None else x.slice(0, 1, 1)
@@ -231,27 +346,31 @@ def memory_rule(graph: Graph, chunk: int, two_way: int | None, tokens: Tokens, m
         new = value - key @ z
         return [forget * z + ends @ new], [new, z]
 
-    (after,), (new, before) = graph.scan(step, [memory], [value, key, ends, forget], 2)
-    asking = tokens.q * (causal(tokens.read) * causal(from_start)).add_axis(-1)
-    score = (tokens.q @ transposed) * graph.constant(lower) * causal(tokens.read).add_axis(-1) * causal(decay)
-    o = asking @ causal(before) + score @ causal(new)  # [S, modes, B, H, C, V]
+    (after,), (new, before) = graph.scan(step, [memory], [inside.value, key, ends, forget], 2)
+    asking = q * (causal(inside.read) * causal(from_start))
+    o = asking @ causal(before) + inside.score @ causal(new)  # [S, modes, B, H, C, V]
     if two_way is None:
         return graph.sum(o, 1, False), after
     # The memory after a two-way chunk is the one before the next.
     following = graph.concat([before.at(1, 1).slice(1, np.iinfo(np.int64).max, 0), after.at(1, 0).add_axis(0)], 0)
-    steps = tokens.q.size(0)
+    steps = q.size(0)
     index = graph.op("Range", np.int64(0), graph.op("Squeeze", steps), np.int64(1))
-    group = graph.constant(np.int64(two_way // chunk))
-    last = graph.op("Div", index, group) * group + graph.constant(np.int64(two_way // chunk - 1))
-    last = graph.op("Min", last, steps - graph.sizes(1))
-    slow = graph.op("Gather", following, last, axis=0)  # [S, B, H, K, V]
-    asking = graph.op("Squeeze", tokens.q, np.array([1])) * tokens.read.at(1, 1).add_axis(-1)
+    group = graph.constant(np.int64(two_way // chunks.most))
+    ending = graph.op("Div", index, group) * group + group - graph.constant(np.int64(1))
+    ending = graph.op("Min", ending, steps - graph.sizes(1))
+    slow = graph.op("Gather", following, ending, axis=0)  # [S, B, H, K, V]
+    asking = graph.op("Squeeze", q * inside.read.slice(1, 2, 1), np.array([1]))
     return graph.op("Squeeze", o, np.array([1])) + asking @ slow, after
 
 
-def in_chunks(x: Value, chunk: int, groups: int, heads: int) -> list[Value]:
+def last(x: Value, axis: int) -> Value:
+    """The last part of a dimension, which stays with size 1."""
+    return x.slice(-1, np.iinfo(np.int64).max, axis)
+
+
+def in_chunks(x: Value, chunks: Chunks, groups: int, heads: int) -> list[Value]:
     """Per-head numbers x [B, P, groups H] as [S, 1, B, H, C], one for each group."""
-    x = x.reshape(0, -1, chunk, groups, heads).transpose(3, 1, 0, 4, 2).add_axis(2)  # [groups, S, 1, B, H, C]
+    x = x.reshape(0, -1, chunks.size, groups, heads).transpose(3, 1, 0, 4, 2).add_axis(2)  # [groups, S, 1, B, H, C]
     return [x.at(i, 0) for i in range(groups)]
 
 
@@ -280,22 +399,19 @@ def memory_layer(
     per_head, *gate = rest.split([5 * heads, gates]) if gates else [rest]
 
     zeros = graph.constant(np.float32(0))
-    if state is None:
-        before = graph.op("Expand", zeros, graph.sizes(texts.batch, taps - 1, 3 * size))
-        memory = graph.op("Expand", zeros, graph.sizes(2, texts.batch, heads, width, width))
-    else:
-        before = state.conv
-        memory = state.memory
-    fill = graph.op("Expand", zeros, graph.sizes(texts.batch, texts.padding, 3 * size))
+    before = graph.op("Expand", zeros, graph.sizes(texts.batch, taps - 1, 3 * size)) if state is None else state.conv
+    fill = graph.op("Expand", zeros, graph.sizes(texts.batch, texts.chunks.padding, 3 * size))
     inputs = graph.concat([before, qkv, fill], 1)  # [B, taps - 1 + P, 3 D]
     conv = silu(graph, convolution(graph, f"{name}_conv", inputs, weights["conv1d.weight"], weights["conv1d.bias"]))
-    conv = conv.reshape(texts.batch, -1, texts.chunk, 3, heads, width).transpose(3, 1, 0, 4, 2, 5)  # [3, S, B, H, C, K]
+    conv = conv.reshape(texts.batch, -1, texts.chunks.size, 3, heads, width).transpose(
+        3, 1, 0, 4, 2, 5
+    )  # [3, S, B, H, C, K]
     qk, v = conv.add_axis(2).split([2, 1], 0)
     q, k = (graph.op("Squeeze", part, np.array([0])) for part in unit(graph, qk, width).split([1, 1], 0))
     v = graph.op("Squeeze", v, np.array([0]))
 
-    fill = graph.op("Expand", zeros, graph.sizes(texts.batch, texts.padding, 5 * heads))
-    beta, slow, fast, gate_fast, gate_slow = in_chunks(graph.concat([per_head, fill], 1), texts.chunk, 5, heads)
+    fill = graph.op("Expand", zeros, graph.sizes(texts.batch, texts.chunks.padding, 5 * heads))
+    beta, slow, fast, gate_fast, gate_slow = in_chunks(graph.concat([per_head, fill], 1), texts.chunks, 5, heads)
     fast_bias, slow_bias = weights["decay_bias"][..., None]  # [H, 1] each
     log_slow = log_sigmoid(graph, slow + graph.weight(f"{name}_slow", slow_bias)) * texts.real
     log_fast = log_slow + log_sigmoid(graph, fast + graph.weight(f"{name}_fast", fast_bias)) * texts.real
@@ -309,7 +425,8 @@ def memory_layer(
     read = graph.concat([read_fast * cos - read_slow * sin, read_fast * sin + read_slow * cos], 1)
     log_decay = graph.concat([log_fast, log_slow], 1)
     tokens = Tokens(q, k, v, graph.op("Sigmoid", beta) * texts.real, log_decay, write, read)
-    o, memory = memory_rule(graph, texts.chunk, config.two_way_chunk, tokens, memory)
+    known = None if state is None else state.memory
+    o, memory = memory_rule(graph, texts.chunks, config.two_way_chunk, tokens, known)
     scale = graph.weight(f"{name}_norm", weights["norm_weight"])
     o = graph.op("RMSNormalization", o, scale, axis=-1, epsilon=config.memory_norm_eps)
     o = o.transpose(1, 0, 3, 2, 4).reshape(texts.batch, -1, size).slice(0, texts.time, 1)  # [B, T, D]
@@ -317,7 +434,7 @@ def memory_layer(
         if "gate_proj.weight" in weights:
             opening = products.linear(opening, f"{name}_gate", weights["gate_proj.weight"])
         o = o * graph.op("Sigmoid", opening)
-    return o, None if state is None else State(memory, last_inputs(graph, texts, inputs, taps))
+    return o, None if memory is None else State(memory, last_inputs(graph, texts, inputs, taps))
 
 
 def last_inputs(graph: Graph, texts: Texts, inputs: Value, taps: int) -> Value:
@@ -366,7 +483,7 @@ def lam(graph: Graph, products: Products, weights: dict[str, np.ndarray], config
     layers = config.num_hidden_layers
     shape = ("batch", config.num_attention_heads, config.head_size, config.head_size)
     conv_shape = ("batch", config.conv_kernel - 1, 3 * config.hidden_size)
-    texts, ids, place = to_left(graph, chunk_size(config.two_way_chunk), input_ids, attention_mask)
+    texts, ids, place = to_left(graph, config.two_way_chunk, products.rounds, input_ids, attention_mask)
     if carries_state:
         memory = graph.input("memory", np.float32, [layers, 2, *shape])
         conv = graph.input("conv", np.float32, [layers, *conv_shape])

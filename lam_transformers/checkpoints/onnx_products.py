@@ -15,6 +15,8 @@ ZERO = 64  # the level of an activation of zero; levels are 1 to 127
 class Float32:
     """Products in float32, as the model's."""
 
+    rounds = False
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
@@ -29,6 +31,8 @@ class Float32:
 
 class Float16:
     """Weights stored in float16 and computed with in float32, so that every processor can."""
+
+    rounds = False
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -48,6 +52,8 @@ class Int8:
     A token's numbers so do not depend on its batch. Activations leave one bit free, because processors without VNNI
     add two products of 8 x 8 bits in 16, where 7 x 8 bits always fit.
     """
+
+    rounds = True
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

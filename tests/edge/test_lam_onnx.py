@@ -101,16 +101,19 @@ def test_the_graphs_pass_the_checker_and_share_their_weights(make_folder, precis
     assert got @ embedding(hidden(model, ids)) > {"float32": 1 - 1e-6, "float16": 1 - 1e-4, "int8": 0.995}[precision]
 
 
-def test_int8_gives_a_text_one_vector_in_every_batch(make_folder):
-    folder, model, _ = make_folder("int8", hidden_size=256, num_attention_heads=4, intermediate_size=256)
+@pytest.mark.parametrize("changes", [{}, {"two_way_chunk": 32}], ids=["one way", "two ways"])
+def test_int8_gives_a_text_one_vector_in_every_batch(make_folder, changes):
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 256}
+    folder, model, _ = make_folder("int8", **sizes, **changes)
     graph = session(folder)
-    ids = random_ids(30, vocab_size=model.config.vocab_size).numpy()
-    alone = run(graph, ids[None])[0][0]
-    others = np.random.default_rng(0).integers(0, model.config.vocab_size, (5, 50))
-    others[2, :30] = ids
-    mask = np.ones_like(others)
-    mask[2, 30:] = 0
-    np.testing.assert_allclose(run(graph, others, mask)[0][2], alone, atol=1e-5)
+    for length in (5, 16, 30):  # two of them are one chunk of the rule alone, and none is in the batch
+        ids = random_ids(length, vocab_size=model.config.vocab_size).numpy()
+        alone = run(graph, ids[None])[0][0]
+        others = np.random.default_rng(0).integers(0, model.config.vocab_size, (5, 50))
+        others[2, :length] = ids
+        mask = np.ones_like(others)
+        mask[2, length:] = 0
+        np.testing.assert_allclose(run(graph, others, mask)[0][2], alone, atol=1e-6)
 
 
 def test_the_reader_equals_the_package(two_way, encoder):
