@@ -1,7 +1,7 @@
 """One long document remembered and found: how fast it is read, in how much memory, and whether its facts come back.
 
     python benchmarks/memory_document.py --text books.jsonl.xz [--tokens 1000000] [--model LAM-base-v1]
-        [--place memory.db | --place postgresql://...]
+        [--place memory.db | --place postgresql://...] [--out results.json]
 
 The document is made of the texts of the file, one after the other, up to the number of tokens; FACTS are paragraphs of
 their own in it, at even distances from its beginning to its end. Each is then asked for in other words. Told are, for
@@ -17,10 +17,12 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lam_transformers.io.files import read_records
+from lam_transformers.io.results import write_result
 from lam_transformers.memories import Memory, Ranking
 
 # What is planted, and the question for it, which shares few words with it.
@@ -69,11 +71,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--model", default="LAM-base-v1")
     parser.add_argument("--place", default="")
+    parser.add_argument("--out", type=Path, help="a file for the numbers")
     options = parser.parse_args()
     place = options.place or os.path.join(tempfile.mkdtemp(), "memory.db")
 
-    def tell(name: str, value) -> None:
-        print(json.dumps({name: round(value, 4) if isinstance(value, float) else value}), flush=True)
+    numbers: dict[str, Any] = {}
+
+    def tell(name: str, value: Any) -> None:
+        numbers[name] = round(value, 4) if isinstance(value, float) else value
+        print(json.dumps({name: numbers[name]}), flush=True)
 
     with Memory(place, model=options.model, carried=False) as memory:
         tokenizer = memory.reader.parts.tokenizer
@@ -103,6 +109,8 @@ def main() -> None:
             tell(f"{name}: ranks of the facts, first to last (0: not among the first 1,000)", ranks)
             tell(f"{name}: first", sum(rank == 1 for rank in ranks))
             tell(f"{name}: among ten", sum(1 <= rank <= 10 for rank in ranks))
+    if options.out:
+        write_result(options.out, numbers)
 
 
 def rank_of(memory: Memory, question: str, place: int, ranking: Ranking) -> int:
