@@ -27,6 +27,15 @@ def in_fresh_process(script: str, *arguments: Any, environment: dict[str, str] |
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class Told(dict[str, Any]):
+    """Numbers by name, for a file of results; each is printed when it comes, a line of JSON."""
+
+    def tell(self, name: str, value: Any) -> None:
+        """Take a number, or anything else that JSON has; floats to four digits after the point."""
+        self[name] = round(value, 4) if isinstance(value, float) else value
+        print(json.dumps({name: self[name]}), flush=True)
+
+
 def natural_sentences(data: Path) -> list[str]:
     """The first 5,000 different sentences of the STS-B dev and test pairs in `data`/sts."""
     from lam_transformers.io.files import read_records

@@ -11,15 +11,14 @@ core. When it was killed, the same command with the same --place goes on where i
 """
 
 import argparse
-import json
 import os
 import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from measuring import Told
 
 from lam_transformers.io.files import read_records
 from lam_transformers.io.results import write_result
@@ -75,12 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     place = options.place or os.path.join(tempfile.mkdtemp(), "memory.db")
 
-    numbers: dict[str, Any] = {}
-
-    def tell(name: str, value: Any) -> None:
-        numbers[name] = round(value, 4) if isinstance(value, float) else value
-        print(json.dumps({name: numbers[name]}), flush=True)
-
+    numbers = Told()
+    tell = numbers.tell
     with Memory(place, model=options.model, carried=False) as memory:
         tokenizer = memory.reader.parts.tokenizer
         text, places = document(options.text, options.tokens, lambda part: len(tokenizer.piece(part)))

@@ -11,7 +11,6 @@ turns are written to it once more. --postgres starts a server of its own (the wh
 
 import argparse
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Told
 
 from lam_transformers.io.files import read_records
 from lam_transformers.io.results import write_result
@@ -63,12 +63,8 @@ def main() -> None:
     memory = Memory(place, model=options.model, carried=not options.alone)
     memory.add("warm", user_id="other")
 
-    numbers: dict[str, float | str] = {}
-
-    def tell(name: str, value: float | str) -> None:
-        numbers[name] = value if isinstance(value, str) else round(float(value), 4)
-        print(json.dumps({name: numbers[name]}), flush=True)
-
+    numbers = Told()
+    tell = numbers.tell
     some = texts[:500]
     tell("store", type(memory.store).__name__)
     tell("threads", torch.get_num_threads())

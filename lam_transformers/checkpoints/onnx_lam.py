@@ -67,7 +67,7 @@ class Chunks:
 
     def corner(self, graph: Graph, matrix: np.ndarray) -> Value:
         """The first C rows and columns of a constant matrix [most, most]."""
-        ends = graph.concat([Value(graph, self.size.name)] * 2, 0)
+        ends = graph.concat([self.size, self.size], 0)
         return graph.op("Slice", graph.constant(matrix.astype(np.float32)), np.array([0, 0]), ends, np.array([0, 1]))
 
 
@@ -269,8 +269,7 @@ def memory_rule(
     inverse = unit_lower_inverse(graph, (tokens.k @ transposed) * strictly * beta * decay, chunks)
     value = (inverse * (tokens.beta * tokens.write).add_axis(-2)) @ tokens.v  # T (beta write v) [S, M, B, H, C, V]
     read = tokens.read.add_axis(-1)  # [S, M, B, H, C, 1]
-    causal = 2 if two_way is None else 1  # modes that are read after each token, the fast one first
-    score = (tokens.q @ transposed) * lower * read.slice(0, causal, 1) * decay.slice(0, causal, 1)
+    score = (tokens.q @ transposed) * lower * causal(read, two_way) * causal(decay, two_way)
     inside = Inside(tokens.q, tokens.k, transposed, beta, tokens.log_decay, read, decay, inverse, value, score)
 
     def one_chunk(graph: Graph) -> Value:
@@ -279,7 +278,7 @@ def memory_rule(
             return graph.sum(here.score @ here.value, 1, False)
         ends = here.transposed * last(here.decay.slice(1, 2, 1), -2)
         slow = ends @ here.value.slice(1, 2, 1)  # the slow memory after the last token [1, 1, B, H, K, V]
-        o = here.score @ here.value.slice(0, 1, 1) + (here.q * here.read.slice(1, 2, 1)) @ slow
+        o = here.score @ causal(here.value, two_way) + (here.q * here.read.slice(1, 2, 1)) @ slow
         return graph.op("Squeeze", o, np.array([1]))
 
     def from_zero(graph: Graph) -> Value:
@@ -337,9 +336,6 @@ def chunk_after_chunk(
     ends = inside.transposed * to_end  # [S, M, B, H, K, C]
     forget = last(from_start, -2)  # exp(G_C) [S, M, B, H, 1, 1]
 
-    def causal(x: Value) -> Value:
-        return x if two_way is None else x.slice(0, 1, 1)
-
     def step(graph: Graph, states: list[Value], inputs: list[Value]) -> tuple[list[Value], list[Value]]:
         (z,) = states
         value, key, ends, forget = inputs
@@ -347,8 +343,8 @@ def chunk_after_chunk(
         return [forget * z + ends @ new], [new, z]
 
     (after,), (new, before) = graph.scan(step, [memory], [inside.value, key, ends, forget], 2)
-    asking = q * (causal(inside.read) * causal(from_start))
-    o = asking @ causal(before) + inside.score @ causal(new)  # [S, modes, B, H, C, V]
+    asking = q * (causal(inside.read, two_way) * causal(from_start, two_way))
+    o = asking @ causal(before, two_way) + inside.score @ causal(new, two_way)  # [S, modes, B, H, C, V]
     if two_way is None:
         return graph.sum(o, 1, False), after
     # The memory after a two-way chunk is the one before the next.
@@ -361,6 +357,11 @@ def chunk_after_chunk(
     slow = graph.op("Gather", following, ending, axis=0)  # [S, B, H, K, V]
     asking = graph.op("Squeeze", q * inside.read.slice(1, 2, 1), np.array([1]))
     return graph.op("Squeeze", o, np.array([1])) + asking @ slow, after
+
+
+def causal(x: Value, two_way: int | None) -> Value:
+    """The modes of x [S, M, ...] that are read after each token: both, with two-way reading the fast one."""
+    return x if two_way is None else x.slice(0, 1, 1)
 
 
 def last(x: Value, axis: int) -> Value:

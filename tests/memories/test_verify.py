@@ -1,6 +1,8 @@
 """`Memory.verify` names each kind of damage, and what it says that `rebuild` mends is whole after it."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,15 +27,20 @@ def filled(place, tiny_encoder, clock):
     return place
 
 
-def run(place: str, sql: str, *values) -> None:
-    with sqlite3.connect(place) as connection:
-        assert connection.execute(sql, values).rowcount > 0
-    connection.close()
+@contextmanager
+def database(place: str) -> Iterator[sqlite3.Connection]:
+    """A connection whose changes are kept when the block ends, and which is closed then."""
+    connection = sqlite3.connect(place)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
 
 
 def set_first_vectors(place: str, **changed: bytes) -> None:
     """Writes columns of the first row of vectors, and the digest that belongs to them."""
-    with sqlite3.connect(place) as connection:
+    with database(place) as connection:
         cursor = connection.execute(VECTORS)
         names = [column[0] for column in cursor.description]
         values = dict(zip(names, cursor.fetchone(), strict=True)) | changed
@@ -42,18 +49,19 @@ def set_first_vectors(place: str, **changed: bytes) -> None:
             f"UPDATE vectors SET {columns} WHERE row_id = (SELECT min(row_id) FROM vectors)",
             (*values.values(), digest_of(*values.values())),
         )
-    connection.close()
 
 
 def first_vector(place: str) -> np.ndarray:
-    with sqlite3.connect(place) as connection:
-        values = np.frombuffer(connection.execute(VECTORS).fetchone()[0], "<f4").copy()
-    connection.close()
-    return values
+    with database(place) as connection:
+        return np.frombuffer(connection.execute(VECTORS).fetchone()[0], "<f4").copy()
 
 
 def damage_of_statement(sql: str):
-    return lambda place: run(place, sql)
+    def damage(place: str) -> None:
+        with database(place) as connection:
+            assert connection.execute(sql).rowcount > 0
+
+    return damage
 
 
 def not_a_number(place: str) -> None:
