@@ -59,6 +59,10 @@ class FinetuneConfig(RunConfig):
         mini_batch_size: larger batches of pairs and triplets go through the model in parts of this size, with cached
             gradients (Gao et al. 2021), so that memory does not bound `batch_size`.
         scale: inverse temperature of both losses.
+        guide: Hub id, folder or stage:NAME of a model against false negatives (Solatorio 2024, "GISTEmbed"): of pairs
+            and triplets, texts of the batch that it holds for nearer than the pair are no negatives. It reads texts
+            without a prompt. Empty: none.
+        guide_margin: then texts nearer than its cosine of the pair, less this, are no negatives either.
         cosine_weight: of the squared error in `ScoredPairsLoss`.
         dimensions: the losses are averaged over these numbers of leading dimensions (Matryoshka); empty: all only.
         frozen: prefixes of the names of parameters that stay as they are, such as encoder.layer.0. in a BERT.
@@ -78,6 +82,8 @@ class FinetuneConfig(RunConfig):
     batch_size: int = 32
     mini_batch_size: int = 64
     scale: float = 20.0
+    guide: str = ""
+    guide_margin: float = 0.0
     cosine_weight: float = 200.0
     dimensions: list[int] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
@@ -316,6 +322,9 @@ class Finetuner(Trainer):
                 source, self.encoder.tokenizer, config.max_length, excluded, config.seed, self.data
             )
             self.datasets[source.name] = self._with_negatives(source, rows)
+        self.guide = Teacher(config.guide).load(str(self.encoder.device)) if config.guide else None
+        if self.guide is not None and all("score" in data.column_names for data in self.datasets.values()):
+            raise ValueError(f"guide {config.guide} has nothing to do: all sources are scored pairs.")
         if config.retention_texts:
             self.datasets["retention"] = self._retention(excluded)
         write_report(self.folder, counts, sources, len(excluded))
@@ -381,16 +390,25 @@ class Finetuner(Trainer):
             return RetentionLoss(model, config.retention_weight, config.retention_similarity_weight)
         if "score" in data.column_names:
             loss: nn.Module = ScoredPairsLoss(model, config.scale, config.cosine_weight)
-        elif config.batch_size > config.mini_batch_size:
-            loss = losses.CachedMultipleNegativesRankingLoss(
-                model, scale=config.scale, mini_batch_size=config.mini_batch_size
-            )
         else:
-            loss = losses.MultipleNegativesRankingLoss(model, scale=config.scale)
+            loss = self._contrast()
         if not config.dimensions:
             return loss
         count = len(config.dimensions)
         return losses.MatryoshkaLoss(model, loss, config.dimensions, [1 / count] * count)
+
+    def _contrast(self) -> nn.Module:
+        """The loss of pairs and triplets, with cached gradients where a batch is more than a mini-batch."""
+        config = self.config
+        model = self.encoder
+        cached: dict[str, Any] = (
+            {"mini_batch_size": config.mini_batch_size} if config.batch_size > config.mini_batch_size else {}
+        )
+        if self.guide is not None:
+            guided: Any = losses.CachedGISTEmbedLoss if cached else losses.GISTEmbedLoss
+            return guided(model, self.guide, temperature=1 / config.scale, margin=config.guide_margin, **cached)
+        plain: Any = losses.CachedMultipleNegativesRankingLoss if cached else losses.MultipleNegativesRankingLoss
+        return plain(model, scale=config.scale, **cached)
 
     def run(
         self,

@@ -244,7 +244,8 @@ def read_recipe(path: str | Path, changes: dict[str, dict[str, Any]] | None = No
             stages[i] = read_stage(asdict(stage), changes[stage.name])
     before: dict[str | None, Stage] = {}
     for stage in stages:
-        for model in (stage.start, *(teacher.get("name") for teacher in stage.teachers)):
+        teachers = (teacher.get("name") for teacher in stage.teachers)
+        for model in (stage.start, stage.settings.get("guide"), *teachers):
             name = stage_named(model)
             if name is not None and name not in before:
                 raise ValueError(f"{path}: stage {stage.name}: no stage before it is called {name}.")

@@ -158,14 +158,20 @@ def _check_start(student: str | Path, out: Path) -> None:
         )
 
 
-def _with_teachers(stage: Stage, made: dict[str, Path]) -> Stage:
-    """The stage with the folders of teachers that earlier stages made."""
+def with_models(stage: Stage, made: dict[str, Path]) -> Stage:
+    """The stage with the folders of teachers, and of a guide, that earlier stages made."""
+    settings = dict(stage.settings)
     teachers = stage.teachers
     for teacher in teachers:
         name = stage_named(teacher.get("name"))
         if name is not None:
             teacher["name"] = str(made[name])
-    return replace(stage, settings=stage.settings | {"teachers": teachers}) if teachers else stage
+    if teachers:
+        settings["teachers"] = teachers
+    guide = stage_named(settings.get("guide"))
+    if guide is not None:
+        settings["guide"] = str(made[guide])
+    return replace(stage, settings=settings)
 
 
 def average_models(shares: dict[Path, float], out: Path) -> None:
@@ -222,7 +228,7 @@ def run_recipe(
         else:
             earlier = stage_named(stage.start)
             start = student if earlier is None else bests[earlier]
-        progress = run_stage(_with_teachers(stage, bests), start, folder, data, out / "teachers", reports_to)
+        progress = run_stage(with_models(stage, bests), start, folder, data, out / "teachers", reports_to)
         done.append(FinishedStage(stage, folder, progress))
         bests[stage.name] = folder / "best"
         student = student if stage.trains_a_teacher else bests[stage.name]

@@ -13,6 +13,7 @@ pytest.importorskip("datasets", reason="the train extra is not installed")
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
+from torch.nn import functional as F
 
 from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.checkpoints.export import export_model
@@ -160,7 +161,7 @@ def test_the_loss_of_scored_pairs_is_cosent_and_the_squared_error(make_model, to
         return ScoredPairsLoss(encoder, 20.0, cosine_weight)([encoder.preprocess(x) for x in columns], scores).item()
 
     first, second = (encoder(encoder.preprocess(x))["sentence_embedding"].double() for x in columns)
-    cosines = torch.nn.functional.cosine_similarity(first, second)
+    cosines = F.cosine_similarity(first, second)
     wrong = [(20 * (cosines[i] - cosines[j])).exp() for i in range(4) for j in range(4) if scores[i] < scores[j]]
     assert loss(0.0) == pytest.approx(torch.log1p(sum(wrong)).item(), rel=1e-4)
     assert loss(7.0) - loss(0.0) == pytest.approx(7 * (cosines - scores).square().mean().item(), rel=1e-3)
@@ -171,7 +172,7 @@ def test_retention_is_distance_and_similarity_structure(make_model, tokenizer):
     features = encoder.preprocess(["the dog", "a cat sleeps", "the house"])
     ours = encoder(encoder.preprocess(["the dog", "a cat sleeps", "the house"]))["sentence_embedding"].detach()
     assert RetentionLoss(encoder, 3.0, 5.0)([features], ours).item() == pytest.approx(0, abs=1e-5)
-    before = torch.nn.functional.normalize(ours + 0.3 * torch.randn(ours.shape, generator=torch.Generator()), dim=-1)
+    before = F.normalize(ours + 0.3 * torch.randn(ours.shape, generator=torch.Generator()), dim=-1)
     off = ~torch.eye(3, dtype=bool)
     want = 3 * (1 - (ours * before).sum(-1)).mean() + 5 * ((ours @ ours.T - before @ before.T)[off] ** 2).mean()
     features = encoder.preprocess(["the dog", "a cat sleeps", "the house"])
@@ -283,6 +284,44 @@ def test_hard_negatives_are_mined_once_with_the_model_before_the_stage(make_run,
     again = make_run("run", sources=sources, retention_texts=0)
     assert again.datasets["questions"].to_list() == mined.to_list()
     assert again.run(evaluate_every=100).step == 8
+
+
+@pytest.mark.parametrize("mini_batch_size", [4, 8], ids=["cached", "plain"])
+def test_a_guide_keeps_false_negatives_out_of_the_contrast(make_run, tiny_bert, mini_batch_size):
+    settings = {"guide": str(tiny_bert), "guide_margin": 0.02, "mini_batch_size": mini_batch_size, "dimensions": []}
+    run = make_run("run", sources=[{"path": "questions.jsonl"}], retention_texts=0, **settings)
+    data = run.datasets["questions"]
+    columns = [list(data[name][:8]) for name in ("anchor", "positive")]
+    with torch.no_grad():
+        got = run._loss("questions", data)([run.encoder.preprocess(x) for x in columns], None).item()
+        ours, guides = (
+            [F.normalize(torch.tensor(m.encode(x)).double()) for x in columns] for m in (run.encoder, run.guide)
+        )
+
+    def similarities(vectors):
+        first, second = vectors
+        return torch.cat([first @ second.T, first @ first.T, second @ second.T], 1)
+
+    own = torch.cat([torch.zeros(8, 8), torch.eye(8), torch.eye(8)], 1).bool()  # a text is no negative of itself
+    pair = torch.cat([torch.eye(8), torch.zeros(8, 16)], 1).bool()
+    near = similarities(guides) > (guides[0] * guides[1]).sum(1, keepdim=True) - 0.02
+    left_out = own | (near & ~pair)
+    assert 8 < (left_out & ~own).sum() < 8 * 21
+    logits = (20 * similarities(ours)).masked_fill(left_out, -torch.inf)
+    assert got == pytest.approx(F.cross_entropy(logits, torch.arange(8)).item(), rel=1e-3)
+
+    before = {name: x.clone() for name, x in run.guide.state_dict().items()}
+    assert run.run(evaluate_every=100).step == 8
+    assert all(torch.equal(x, before[name]) for name, x in run.guide.state_dict().items())
+    with pytest.raises(ValueError, match=r"another configuration.*'guide_margin': \(0\.02, 0\.0\)"):
+        make_run("run", **settings | {"guide_margin": 0.0})
+
+
+def test_a_guide_is_refused_where_it_cannot_load_or_has_nothing_to_do(make_run, tiny_bert, tmp_path):
+    with pytest.raises(ValueError, match="guide .* has nothing to do: all sources are scored pairs"):
+        make_run("scored", guide=str(tiny_bert), sources=[{"path": "scored.jsonl"}])
+    with pytest.raises(ValueError, match="nowhere does not load with sentence-transformers"):
+        make_run("nowhere", guide=str(tmp_path / "nowhere"))
 
 
 def test_retention_texts_are_those_outside_the_evaluation_and_embedded_once(make_run, folder, tmp_path, monkeypatch):

@@ -71,6 +71,17 @@ def small_recipe(tiny_bert, tmp_path):
     return tmp_path / "whole.yaml"
 
 
+def test_a_guide_may_be_what_an_earlier_stage_made(small_recipe):
+    content = yaml.safe_load(small_recipe.read_text())
+    guided = {"recipe": "three.yaml", "settings": {"guide": "stage:distill"}}
+    small_recipe.write_text(yaml.safe_dump(content | {"stages": ["one.yaml", guided]}))
+    stage = read_recipe(small_recipe)[1][1]
+    assert running.with_models(stage, {"distill": Path("made")}).settings == stage.settings | {"guide": "made"}
+    small_recipe.write_text(yaml.safe_dump(content | {"stages": [guided]}))
+    with pytest.raises(ValueError, match="stage finetune: no stage before it is called distill"):
+        read_recipe(small_recipe)
+
+
 @pytest.mark.slow
 def test_a_stage_may_make_a_teacher_for_a_later_one(lam, small_recipe, data, tmp_path, tiny_bert):
     content = yaml.safe_load(small_recipe.read_text())
