@@ -1,15 +1,23 @@
 """What every stage of training has in common: its settings, where a run is, and the contract of its trainer."""
 
+import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..io.progress import Progress, Silent
 from ..model.checks_lam import read_json
+
+logger = logging.getLogger(__name__)
+
+# Above this `bf16_slowdown` a run warns; where bfloat16 is not imitated it is about 1 or below.
+SLOW_BF16 = 3.0
 
 # Settings of any stage of which there has to be one.
 AT_LEAST_ONE = (
@@ -89,6 +97,24 @@ def refuse_changes(folder: Path, changed: dict[str, tuple[Any, Any]]) -> None:
         )
 
 
+def bf16_slowdown() -> float:
+    """Time of a matrix product in bfloat16 on this CPU, in multiples of its time in float32.
+
+    Processors without such products imitate them, at tens of times the time.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(128, 384, dtype=dtype)
+        weight = torch.ones(384, 384, dtype=dtype)
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            x @ weight
+            times.append(time.perf_counter() - began)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
 class Trainer:
     """A run of one stage, from a start or from its last checkpoint. All stages are used in the same way:
 
@@ -157,8 +183,21 @@ class Trainer:
             ValueError: for texts, teachers or settings that do not fit together.
         """
         if not self.prepared:
+            self._warn_of_slow_bf16()
             self._prepare()
             self.prepared = True
+
+    def _warn_of_slow_bf16(self) -> None:
+        asked = [name for name in ("bf16", "teacher_bf16") if getattr(self.config, name, False)]
+        if not asked or torch.accelerator.is_available():
+            return
+        slowdown = bf16_slowdown()
+        if slowdown > SLOW_BF16:
+            settings = " and ".join(f"{name}: false" for name in asked)
+            logger.warning(
+                f"A product in bfloat16 takes {slowdown:.0f} times as long as in float32 on this processor. "
+                f"Set {settings} to train in float32."
+            )
 
     def _prepare(self) -> None:
         raise NotImplementedError

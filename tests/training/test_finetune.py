@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lam_transformers import LAMEncoder, LAMModel
 from lam_transformers.checkpoints.export import export_model
 from lam_transformers.scoring.sts import evaluate_sts
-from lam_transformers.training import finetune
+from lam_transformers.training import finetune, trainer
 from lam_transformers.training.data import normalise
 from lam_transformers.training.finetune import (
     FinetuneConfig,
@@ -322,6 +322,19 @@ def test_a_guide_is_refused_where_it_cannot_load_or_has_nothing_to_do(make_run, 
         make_run("scored", guide=str(tiny_bert), sources=[{"path": "scored.jsonl"}])
     with pytest.raises(ValueError, match="nowhere does not load with sentence-transformers"):
         make_run("nowhere", guide=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("slowdown", "bf16", "warns"), [(40.0, True, True), (40.0, False, False), (1.1, True, False)])
+def test_bfloat16_on_a_processor_that_imitates_it_is_warned_of(make_run, monkeypatch, caplog, slowdown, bf16, warns):
+    monkeypatch.setattr(trainer, "bf16_slowdown", lambda: slowdown)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    make_run("run", bf16=bf16, retention_texts=0)
+    told = "bfloat16 takes 40 times as long as in float32 on this processor. Set bf16: false to train"
+    assert (told in caplog.text) == warns
+
+
+def test_the_slowdown_of_bfloat16_is_measured():
+    assert 0.01 < trainer.bf16_slowdown() < 1000
 
 
 def test_retention_texts_are_those_outside_the_evaluation_and_embedded_once(make_run, folder, tmp_path, monkeypatch):
