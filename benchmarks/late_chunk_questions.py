@@ -25,21 +25,14 @@ from lam_transformers.scoring.statistics import bootstrap_mean
 SIZE = 510
 
 
-def best_late_chunk(model: MeasuredModel, documents: list[str], asked: np.ndarray, size: int) -> np.ndarray:
-    """Scores [queries, documents] of the nearest late chunk; asked: embeddings of the queries [queries, D]."""
-    columns = []
-    for document in documents:
-        chunks = np.stack([chunk.embedding for chunk in late_chunks(model.model, document, size)])
-        columns.append((asked @ chunks.T).max(1))
-    return np.stack(columns, axis=1)
+def late(model: MeasuredModel, documents: list[str]) -> list[np.ndarray]:
+    """For each document the embeddings [chunks, D] of its late chunks."""
+    return [np.stack([chunk.embedding for chunk in late_chunks(model.model, text, SIZE)]) for text in documents]
 
 
-def best_chunk_alone(model: MeasuredModel, documents: list[str], asked: np.ndarray, size: int) -> np.ndarray:
-    """The same of chunks that are read alone."""
-    pieces = [model.chunks(document, size) for document in documents]
-    embedded = model.encode([piece for chunks in pieces for piece in chunks])
-    split = np.split(embedded, np.cumsum([len(chunks) for chunks in pieces])[:-1])
-    return np.stack([(asked @ chunks.T).max(1) for chunks in split], axis=1)
+def best(asked: np.ndarray, chunks: list[np.ndarray]) -> np.ndarray:
+    """Scores [queries, documents] of the nearest chunk; asked: embeddings of the queries [queries, D]."""
+    return np.stack([(asked @ embeddings.T).max(1) for embeddings in chunks], axis=1)
 
 
 def main() -> None:
@@ -55,10 +48,10 @@ def main() -> None:
     asked = model.encode(queries)
     asked_of_baseline = baseline.encode(queries)
     ways = {
-        f"{model.name}, best late chunk": lambda: best_late_chunk(model, documents, asked, SIZE),
-        f"{model.name}, best chunk alone": lambda: best_chunk_alone(model, documents, asked, SIZE),
+        f"{model.name}, best late chunk": lambda: best(asked, late(model, documents)),
+        f"{model.name}, best chunk alone": lambda: best(asked, model.encode_chunks(documents, SIZE)),
         f"{model.name}, one vector": lambda: asked @ model.encode(documents).T,
-        f"{baseline.name}, best chunk alone": lambda: best_chunk_alone(baseline, documents, asked_of_baseline, SIZE),
+        f"{baseline.name}, best chunk alone": lambda: best(asked_of_baseline, baseline.encode_chunks(documents, SIZE)),
     }
     gains = {}
     for name, scores in ways.items():

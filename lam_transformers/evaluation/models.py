@@ -111,6 +111,12 @@ class MeasuredModel:
         pieces = [offsets[i : i + size] for i in range(0, len(offsets), size)]
         return [text[piece[0][0] : piece[-1][1]] for piece in pieces] or [text]
 
+    def encode_chunks(self, texts: Sequence[str], size: int) -> list[np.ndarray]:
+        """For each text the embeddings [chunks, D] of its `chunks`, each read alone."""
+        pieces = [self.chunks(text, size) for text in texts]
+        embedded = self.encode([piece for chunks in pieces for piece in chunks])
+        return np.split(embedded, np.cumsum([len(chunks) for chunks in pieces])[:-1])
+
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
@@ -238,9 +244,7 @@ def score_documents(
             scores[encoder.name] = asked @ encoder.encode(documents).T
             continue
         scores[f"{encoder.name}, cut at {encoder.limit}"] = asked @ encoder.encode(documents).T
-        pieces = [encoder.chunks(document, encoder.limit - 2) for document in documents]
-        embedded = encoder.encode([piece for chunks in pieces for piece in chunks])
-        split = np.split(embedded, np.cumsum([len(chunks) for chunks in pieces])[:-1])
+        split = encoder.encode_chunks(documents, encoder.limit - 2)
         means = np.stack([chunks.mean(0) / np.linalg.norm(chunks.mean(0)) for chunks in split])
         scores[f"{encoder.name}, mean of chunks"] = asked @ means.T
         scores[f"{encoder.name}, best chunk"] = np.stack([(asked @ chunks.T).max(1) for chunks in split], axis=1)
