@@ -3,7 +3,8 @@
     python benchmarks/compare_finetuning.py START VARIANTS.yaml --data DIR --out FILE.json
 
 VARIANTS.yaml: `common`, settings of a `FinetuneConfig`; `variants`, by name the settings in which each differs;
-`seeds`. Paths in it start from the current folder. Nothing is selected: what is scored is what the last update left.
+`seeds`. Paths in it start from the current folder. Rows that share a sentence with an evaluation set are left out, as in
+the recipes (evaluation_files.txt). Nothing is selected: what is scored is what the last update left.
 STS-B dev and SICK-R dev with 95 % bootstrap intervals over the pairs; Cranfield and CISI with --retrieval.
 """
 
@@ -17,8 +18,9 @@ import torch
 from lam_transformers.io.results import write_result
 from lam_transformers.scoring.retrieval import evaluate_retrieval
 from lam_transformers.scoring.sts import evaluate_sts
+from lam_transformers.training.data import read_file_list
 from lam_transformers.training.finetune import FinetuneConfig, Finetuner, load_student
-from lam_transformers.training.recipe import build, read_yaml
+from lam_transformers.training.recipe import RECIPES, build, read_yaml
 
 RESAMPLES = 1000
 
@@ -46,13 +48,25 @@ def finetuned(
     student, tokenizer = load_student(arguments.start)
     torch.manual_seed(config.seed)
     dev_file = arguments.data / "sts/stsb_dev.jsonl.gz"
-    run = Finetuner(student=student, tokenizer=tokenizer, config=config, folder=folder, dev_file=dev_file)
+    run = Finetuner(
+        student=student,
+        tokenizer=tokenizer,
+        config=config,
+        folder=folder,
+        dev_file=dev_file,
+        exclude=[arguments.data / path for path in read_file_list(RECIPES / "evaluation_files.txt")],
+    )
     rows: list[dict[str, Any]] = []
     if score_start:
         rows.append({"variant": "start", **dev_scores(run, arguments.data, arguments.retrieval)})
         print(rows[-1], flush=True)
     progress = run.run(evaluate_every=config.steps, checkpoint_every=config.steps)
-    counts = {"updates": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds)}
+    counts = {
+        "rows": {name: len(data) for name, data in run.datasets.items()},
+        "updates": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds),
+    }
     scores = dev_scores(run, arguments.data, arguments.retrieval)
     rows.append({"variant": name, "seed": config.seed, **counts, **scores})
     print(rows[-1], flush=True)
