@@ -3,9 +3,9 @@
     python benchmarks/compare_finetuning.py START VARIANTS.yaml --data DIR --out FILE.json
 
 VARIANTS.yaml: `common`, settings of a `FinetuneConfig`; `variants`, by name the settings in which each differs;
-`seeds`. Paths in it start from the current folder. Rows that share a sentence with an evaluation set are left out, as in
-the recipes (evaluation_files.txt). Nothing is selected: what is scored is what the last update left.
-STS-B dev and SICK-R dev with 95 % bootstrap intervals over the pairs; Cranfield and CISI with --retrieval.
+`seeds`. Paths in it start from the current folder. Rows that share a sentence with an evaluation set are left out
+(evaluation_files.txt of the recipes). Nothing is selected: what is scored is what the last update left. STS-B dev and
+SICK-R dev with 95 % bootstrap intervals over the pairs; Cranfield and CISI with --retrieval.
 """
 
 import argparse
