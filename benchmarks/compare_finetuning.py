@@ -5,72 +5,92 @@
 VARIANTS.yaml: `common`, settings of a `FinetuneConfig`; `variants`, by name the settings in which each differs;
 `seeds`. Paths in it start from the current folder. Rows that share a sentence with an evaluation set are left out
 (evaluation_files.txt of the recipes). Nothing is selected: what is scored is what the last update left. STS-B dev and
-SICK-R dev with 95 % bootstrap intervals over the pairs; Cranfield and CISI with --retrieval.
+SICK-R dev with 95 % bootstrap intervals over the pairs, and the difference of each variant to the first one of its seed
+on the same resamples; Cranfield and CISI with --retrieval.
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lam_transformers.io.results import write_result
 from lam_transformers.scoring.retrieval import evaluate_retrieval
-from lam_transformers.scoring.sts import evaluate_sts
+from lam_transformers.scoring.statistics import bootstrap_correlations, interval, pearson, spearman
+from lam_transformers.scoring.sts import evaluate_sts, read_pairs, similarities
 from lam_transformers.training.data import read_file_list
 from lam_transformers.training.finetune import FinetuneConfig, Finetuner, load_student
 from lam_transformers.training.recipe import RECIPES, build, read_yaml
 
 RESAMPLES = 1000
+STS = ("stsb_dev", "sickr_dev")
+Cosines = dict[str, np.ndarray]
+
+
+def encode_with(run: Finetuner) -> Callable[[Sequence[str]], np.ndarray]:
+    """The run's model as it is, as a function from texts to embeddings."""
+    encoder = run.encoder.eval()
+    return lambda texts: encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
 
 
 def dev_scores(run: Finetuner, data: Path, retrieval: bool) -> dict[str, Any]:
     """Scores of the run's model as it is."""
-    encoder = run.encoder.eval()
-
-    def encode(texts):
-        return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
-
+    encode = encode_with(run)
     scores: dict[str, Any] = {
-        name: evaluate_sts(encode, data / f"sts/{name}.jsonl.gz", (128,), RESAMPLES)
-        for name in ("stsb_dev", "sickr_dev")
+        name: evaluate_sts(encode, data / f"sts/{name}.jsonl.gz", (128,), RESAMPLES) for name in STS
     }
     for name in ("cranfield", "cisi") if retrieval else ():
         scores[name] = evaluate_retrieval(encode, data / "retrieval" / name)
     return scores
 
 
-def finetuned(
-    arguments: argparse.Namespace, name: str, config: FinetuneConfig, folder: Path, score_start: bool
-) -> list[dict[str, Any]]:
-    """The scores of a variant, after those of the start if these are asked for."""
+def cosines_of(run: Finetuner, data: Path) -> Cosines:
+    """The cosines [pairs] that the run's model gives, by set."""
+    pairs = {name: read_pairs(data / f"sts/{name}.jsonl.gz") for name in STS}
+    return {name: similarities(encode_with(run), first, second) for name, (first, second, _) in pairs.items()}
+
+
+def differences(ours: Cosines, reference: Cosines, data: Path) -> dict[str, Any]:
+    """How much higher the correlations of `ours` are, with intervals on the same resamples, by set and kind."""
+    found: dict[str, Any] = {}
+    for name in STS:
+        labels = read_pairs(data / f"sts/{name}.jsonl.gz")[2]
+        series = {"ours": ours[name], "reference": reference[name]}
+        drawn = bootstrap_correlations(series, labels, RESAMPLES)
+        for kind, measure in (("pearson", pearson), ("spearman", spearman)):
+            difference = float(measure(ours[name], labels) - measure(reference[name], labels))
+            resampled = drawn[kind]["ours"] - drawn[kind]["reference"]
+            found[f"{name} {kind}"] = {"mean": difference, "interval": interval(resampled)}
+    return found
+
+
+def make_run(arguments: argparse.Namespace, config: FinetuneConfig, folder: Path) -> Finetuner:
     student, tokenizer = load_student(arguments.start)
     torch.manual_seed(config.seed)
-    dev_file = arguments.data / "sts/stsb_dev.jsonl.gz"
-    run = Finetuner(
+    return Finetuner(
         student=student,
         tokenizer=tokenizer,
         config=config,
         folder=folder,
-        dev_file=dev_file,
+        dev_file=arguments.data / "sts/stsb_dev.jsonl.gz",
         exclude=[arguments.data / path for path in read_file_list(RECIPES / "evaluation_files.txt")],
     )
-    rows: list[dict[str, Any]] = []
-    if score_start:
-        rows.append({"variant": "start", **dev_scores(run, arguments.data, arguments.retrieval)})
-        print(rows[-1], flush=True)
-    progress = run.run(evaluate_every=config.steps, checkpoint_every=config.steps)
-    counts = {
+
+
+def train(run: Finetuner) -> dict[str, Any]:
+    """Train to the end; what was trained on."""
+    progress = run.run(evaluate_every=run.config.steps, checkpoint_every=run.config.steps)
+    return {
+        "seed": run.config.seed,
         "rows": {name: len(data) for name, data in run.datasets.items()},
         "updates": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds),
     }
-    scores = dev_scores(run, arguments.data, arguments.retrieval)
-    rows.append({"variant": name, "seed": config.seed, **counts, **scores})
-    print(rows[-1], flush=True)
-    return rows
 
 
 def main() -> None:
@@ -84,10 +104,21 @@ def main() -> None:
     file = read_yaml(arguments.variants)
     rows: list[dict[str, Any]] = []
     for seed in file["seeds"]:
+        first: Cosines | None = None
         for name, different in file["variants"].items():
             config = build(FinetuneConfig, file["common"] | different | {"seed": seed}, name)
             with tempfile.TemporaryDirectory() as folder:
-                rows += finetuned(arguments, name, config, Path(folder), score_start=not rows)
+                run = make_run(arguments, config, Path(folder))
+                if not rows:
+                    rows.append({"variant": "start"} | dev_scores(run, arguments.data, arguments.retrieval))
+                trained = train(run)
+            rows.append({"variant": name} | trained | dev_scores(run, arguments.data, arguments.retrieval))
+            cosines = cosines_of(run, arguments.data)
+            if first is None:
+                first = cosines
+            else:
+                rows[-1]["difference"] = differences(cosines, first, arguments.data)
+            print(rows[-1], flush=True)
             # After every variant: a run is long.
             write_result(arguments.out, {"settings": file, "rows": rows})
 
