@@ -1,4 +1,4 @@
-"""Questions about long documents, by their best chunk: late chunks, chunks read alone, and the document as one vector.
+"""Questions about long documents, by their best chunk: late chunks and chunks read alone.
 
     python benchmarks/late_chunk_questions.py LAM-base-v1 --baseline all-MiniLM-L6-v2 --data DIR
 
@@ -50,7 +50,6 @@ def main() -> None:
     ways = {
         f"{model.name}, best late chunk": lambda: best(asked, late(model, documents)),
         f"{model.name}, best chunk alone": lambda: best(asked, model.encode_chunks(documents, SIZE)),
-        f"{model.name}, one vector": lambda: asked @ model.encode(documents).T,
         f"{baseline.name}, best chunk alone": lambda: best(asked_of_baseline, baseline.encode_chunks(documents, SIZE)),
     }
     gains = {}
