@@ -11,7 +11,7 @@ on the same resamples; Cranfield and CISI with --retrieval.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from lam_transformers.io.results import write_result
 from lam_transformers.scoring.retrieval import evaluate_retrieval
 from lam_transformers.scoring.statistics import bootstrap_correlations, interval, pearson, spearman
-from lam_transformers.scoring.sts import evaluate_sts, read_pairs, similarities
+from lam_transformers.scoring.sts import cosines, evaluate_sts, read_pairs
 from lam_transformers.training.data import read_file_list
 from lam_transformers.training.finetune import FinetuneConfig, Finetuner, load_student
 from lam_transformers.training.recipe import RECIPES, build, read_yaml
@@ -31,27 +31,24 @@ STS = ("stsb_dev", "sickr_dev")
 Cosines = dict[str, np.ndarray]
 
 
-def encode_with(run: Finetuner) -> Callable[[Sequence[str]], np.ndarray]:
-    """The run's model as it is, as a function from texts to embeddings."""
+def dev_scores(run: Finetuner, data: Path, retrieval: bool) -> tuple[dict[str, Any], Cosines]:
+    """Scores of the run's model as it is, and the cosines [pairs] that it gives, by set."""
     encoder = run.encoder.eval()
-    return lambda texts: encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
 
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return encoder.encode(list(texts), batch_size=64, show_progress_bar=False)
 
-def dev_scores(run: Finetuner, data: Path, retrieval: bool) -> dict[str, Any]:
-    """Scores of the run's model as it is."""
-    encode = encode_with(run)
-    scores: dict[str, Any] = {
-        name: evaluate_sts(encode, data / f"sts/{name}.jsonl.gz", (128,), RESAMPLES) for name in STS
-    }
+    scores: dict[str, Any] = {}
+    cosines_by_set: Cosines = {}
+    for name in STS:
+        path = data / f"sts/{name}.jsonl.gz"
+        first, second, _ = read_pairs(path)
+        embeddings = np.asarray(encode(first + second), dtype=np.float64)
+        scores[name] = evaluate_sts(lambda _, known=embeddings: known, path, (128,), RESAMPLES)
+        cosines_by_set[name] = cosines(embeddings)
     for name in ("cranfield", "cisi") if retrieval else ():
         scores[name] = evaluate_retrieval(encode, data / "retrieval" / name)
-    return scores
-
-
-def cosines_of(run: Finetuner, data: Path) -> Cosines:
-    """The cosines [pairs] that the run's model gives, by set."""
-    pairs = {name: read_pairs(data / f"sts/{name}.jsonl.gz") for name in STS}
-    return {name: similarities(encode_with(run), first, second) for name, (first, second, _) in pairs.items()}
+    return scores, cosines_by_set
 
 
 def differences(ours: Cosines, reference: Cosines, data: Path) -> dict[str, Any]:
@@ -110,14 +107,14 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 run = make_run(arguments, config, Path(folder))
                 if not rows:
-                    rows.append({"variant": "start"} | dev_scores(run, arguments.data, arguments.retrieval))
+                    rows.append({"variant": "start"} | dev_scores(run, arguments.data, arguments.retrieval)[0])
                 trained = train(run)
-            rows.append({"variant": name} | trained | dev_scores(run, arguments.data, arguments.retrieval))
-            cosines = cosines_of(run, arguments.data)
+            scores, ours = dev_scores(run, arguments.data, arguments.retrieval)
+            rows.append({"variant": name} | trained | scores)
             if first is None:
-                first = cosines
+                first = ours
             else:
-                rows[-1]["difference"] = differences(cosines, first, arguments.data)
+                rows[-1]["difference"] = differences(ours, first, arguments.data)
             print(rows[-1], flush=True)
             # After every variant: a run is long.
             write_result(arguments.out, {"settings": file, "rows": rows})

@@ -44,15 +44,12 @@ def main() -> None:
     near = torch.load(arguments.teachers / "near.pt", weights_only=True)
     drawn = torch.randperm(len(near["score"]), generator=torch.Generator().manual_seed(arguments.seed))
     drawn = drawn[: arguments.pairs]
-    first, second = (pool_texts(arguments.pool, near[side][drawn].numpy(), arguments.base) for side in ("i", "j"))
+    texts = pool_texts(arguments.pool, torch.cat([near["i"][drawn], near["j"][drawn]]).numpy(), arguments.base)
+    first, second = texts[: len(drawn)], texts[len(drawn) :]
     model = load_sentence_transformer(arguments.bi_encoder, dtype=torch.float32).eval()
-    # Each text once: a text has several near ones.
-    distinct = list(dict.fromkeys(first + second))
-    vectors = model.encode(distinct, batch_size=64, show_progress_bar=True, normalize_embeddings=True)
-    embeddings = dict(zip(distinct, vectors, strict=True))
     scores = {
         "cross-encoder": near["score"][drawn].double().numpy(),
-        "bi-encoder": similarities(lambda texts: np.stack([embeddings[text] for text in texts]), first, second),
+        "bi-encoder": similarities(lambda texts: model.encode(texts, batch_size=64), first, second),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, values in scores.items():
@@ -61,7 +58,7 @@ def main() -> None:
                 file.write(json.dumps(dict(zip(("sentence1", "sentence2", "score"), pair, strict=True))) + "\n")
         print(f"{name}: mean {values.mean():.3f}, standard deviation {values.std():.3f}")
     agreement = stats.spearmanr(scores["cross-encoder"], scores["bi-encoder"]).statistic
-    print(f"{len(drawn)} pairs, {len(distinct)} texts; Spearman correlation of the two: {agreement:.3f}")
+    print(f"{len(drawn)} pairs; Spearman correlation of the two: {agreement:.3f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from lam_transformers.encoding import late_chunks
 from lam_transformers.evaluation.data import Data
-from lam_transformers.evaluation.models import MeasuredModel, load_encoder
+from lam_transformers.evaluation.models import MeasuredModel, best_chunk, load_encoder
 from lam_transformers.evaluation.part import Context, Settings
 from lam_transformers.evaluation.parts.retrieval import leval_set
 from lam_transformers.io.results import write_result
@@ -28,11 +28,6 @@ SIZE = 510
 def late(model: MeasuredModel, documents: list[str]) -> list[np.ndarray]:
     """For each document the embeddings [chunks, D] of its late chunks."""
     return [np.stack([chunk.embedding for chunk in late_chunks(model.model, text, SIZE)]) for text in documents]
-
-
-def best(asked: np.ndarray, chunks: list[np.ndarray]) -> np.ndarray:
-    """Scores [queries, documents] of the nearest chunk; asked: embeddings of the queries [queries, D]."""
-    return np.stack([(asked @ embeddings.T).max(1) for embeddings in chunks], axis=1)
 
 
 def main() -> None:
@@ -48,9 +43,11 @@ def main() -> None:
     asked = model.encode(queries)
     asked_of_baseline = baseline.encode(queries)
     ways = {
-        f"{model.name}, best late chunk": lambda: best(asked, late(model, documents)),
-        f"{model.name}, best chunk alone": lambda: best(asked, model.encode_chunks(documents, SIZE)),
-        f"{baseline.name}, best chunk alone": lambda: best(asked_of_baseline, baseline.encode_chunks(documents, SIZE)),
+        f"{model.name}, best late chunk": lambda: best_chunk(asked, late(model, documents)),
+        f"{model.name}, best chunk alone": lambda: best_chunk(asked, model.encode_chunks(documents, SIZE)),
+        f"{baseline.name}, best chunk alone": lambda: best_chunk(
+            asked_of_baseline, baseline.encode_chunks(documents, SIZE)
+        ),
     }
     gains = {}
     for name, scores in ways.items():

@@ -230,6 +230,16 @@ def book_ids(encoder: MeasuredModel, book: dict[str, str], tokens: int, skip: in
     return ids
 
 
+def best_chunk(asked: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
+    """Scores [queries, documents] of the chunk that is nearest to each query.
+
+    Args:
+        asked: embeddings of the queries [queries, D].
+        documents: embeddings of the chunks of each document [chunks, D].
+    """
+    return np.stack([(asked @ chunks.T).max(1) for chunks in documents], axis=1)
+
+
 def score_documents(
     model: MeasuredModel, baselines: Sequence[MeasuredModel], documents: list[str], queries: list[str]
 ) -> dict[str, np.ndarray]:
@@ -247,7 +257,7 @@ def score_documents(
         split = encoder.encode_chunks(documents, encoder.limit - 2)
         means = np.stack([chunks.mean(0) / np.linalg.norm(chunks.mean(0)) for chunks in split])
         scores[f"{encoder.name}, mean of chunks"] = asked @ means.T
-        scores[f"{encoder.name}, best chunk"] = np.stack([(asked @ chunks.T).max(1) for chunks in split], axis=1)
+        scores[f"{encoder.name}, best chunk"] = best_chunk(asked, split)
     scores[BM25.name] = BM25(documents).scores(queries)
     bag = BagOfTokens(model, documents)
     scores[bag.name] = bag.encode(queries) @ bag.encode(documents).T

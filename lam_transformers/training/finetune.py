@@ -322,9 +322,9 @@ class Finetuner(Trainer):
                 source, self.encoder.tokenizer, config.max_length, excluded, config.seed, self.data
             )
             self.datasets[source.name] = self._with_negatives(source, rows)
-        self.guide = Teacher(config.guide).load(str(self.encoder.device)) if config.guide else None
-        if self.guide is not None and all("score" in data.column_names for data in self.datasets.values()):
+        if config.guide and all("score" in data.column_names for data in self.datasets.values()):
             raise ValueError(f"guide {config.guide} has nothing to do: all sources are scored pairs.")
+        self.guide = Teacher(config.guide).load(str(self.encoder.device)) if config.guide else None
         if config.retention_texts:
             self.datasets["retention"] = self._retention(excluded)
         write_report(self.folder, counts, sources, len(excluded))

@@ -160,17 +160,12 @@ def _check_start(student: str | Path, out: Path) -> None:
 
 def with_models(stage: Stage, made: dict[str, Path]) -> Stage:
     """The stage with the folders of teachers, and of a guide, that earlier stages made."""
-    settings = dict(stage.settings)
     teachers = stage.teachers
-    for teacher in teachers:
-        name = stage_named(teacher.get("name"))
+    settings = stage.settings | ({"teachers": teachers} if teachers else {})
+    for holder, key in [(settings, "guide"), *((teacher, "name") for teacher in teachers)]:
+        name = stage_named(holder.get(key))
         if name is not None:
-            teacher["name"] = str(made[name])
-    if teachers:
-        settings["teachers"] = teachers
-    guide = stage_named(settings.get("guide"))
-    if guide is not None:
-        settings["guide"] = str(made[guide])
+            holder[key] = str(made[name])
     return replace(stage, settings=settings)
 
 
